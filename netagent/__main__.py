@@ -1,0 +1,5 @@
+"""`python -m netagent`."""
+
+from netagent.cli.main import main
+
+main()

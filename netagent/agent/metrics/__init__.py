@@ -1,0 +1,1 @@
+"""What the agent measures: Prometheus metrics under our own prefix, and kube-proxy's that dashboards rely on."""

@@ -1,0 +1,324 @@
+"""What the kernel holds of our tables, read back into the same nouns that we plan with.
+
+Rules are compared as the kernel lists them, so they stay bytes here (`ActualChain.rules`), in a canonical form.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from netagent.model import addresses
+from netagent.nftables import constants as c
+from netagent.nftables import netlink, ruleset, wire
+
+# How often a set is listed at most, with growing pauses (seconds), until all of it has been seen.
+_LISTINGS = 8
+_REHASH_SECONDS = 0.02
+# A set with fewer elements is through with its rehashing before anybody can ask.
+_NEVER_REHASHED = 1000
+
+CanonicalRule = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ActualChain:
+    """A chain as the kernel has it. `hook` is None for one that is not a base chain, or whose hook we never use."""
+
+    name: str
+    rules: tuple[CanonicalRule, ...]
+    hook: ruleset.Hook | None = None
+    is_base: bool = False
+
+
+class ActualSet(NamedTuple):
+    """What of a declaration can be told from outside: flags, types and sizes of key and value, counters."""
+
+    name: str
+    flags: int
+    key_type: int
+    data_type: int
+    counters: bool
+    size: int = 0
+
+
+@dataclass(slots=True)
+class ActualTable:
+    """A table of ours as the kernel has it. `exists` False: there is none. `dormant`: somebody switched it off."""
+
+    family: addresses.Family
+    exists: bool = False
+    dormant: bool = False
+    sets: dict[str, ActualSet] = field(default_factory=dict)
+    chains: dict[str, ActualChain] = field(default_factory=dict)
+    elements: dict[str, ruleset.Elements] = field(default_factory=dict)
+
+
+def read_table(
+    socket: netlink.NftablesSocket, family: addresses.Family, specs: dict[str, ruleset.SetSpec]
+) -> ActualTable:
+    """Read our table of one family. Elements are read for the sets in `specs` that packets do not write.
+
+    A set that is not declared as in `specs` counts as having no elements: it has to be made anew anyway. OSError with
+    the kernel's code if it refuses, and EBADMSG if its answer makes no sense.
+    """
+    with _well_formed():
+        return _read_table(socket, family, specs)
+
+
+@contextlib.contextmanager
+def _well_formed() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, struct.error) as error:
+        raise netlink.malformed(f"an object lacks an attribute ({error})") from error
+
+
+def _read_table(
+    socket: netlink.NftablesSocket, family: addresses.Family, specs: dict[str, ruleset.SetSpec]
+) -> ActualTable:
+    table = ActualTable(family)
+    proto = wire.NFPROTO[family]
+    for body in socket.dump_all(c.NFT_MSG_GETTABLE, proto):
+        attributes = dict(netlink.attributes(body))
+        if _text(attributes[c.NFTA_TABLE_NAME]) == ruleset.TABLE_NAME:
+            table.exists = True
+            table.dormant = bool(int.from_bytes(attributes[c.NFTA_TABLE_FLAGS]) & c.NFT_TABLE_F_DORMANT)
+    if not table.exists:
+        return table
+    generation = socket.generation()
+    in_table = wire.text(c.NFTA_SET_TABLE, ruleset.TABLE_NAME)
+    counts: dict[str, int] = {}
+    for body in socket.dump_all(c.NFT_MSG_GETSET, proto, in_table):
+        attributes = dict(netlink.attributes(body))
+        actual = _set(attributes)
+        if c.NFTA_SET_COUNT in attributes:
+            counts[actual.name] = _number(attributes, c.NFTA_SET_COUNT)
+        # A nameless set belongs to a rule, and goes with it.
+        if not actual.flags & c.NFT_SET_ANONYMOUS:
+            table.sets[actual.name] = actual
+    table.chains = read_chains(socket, family)
+    for name, spec in specs.items():
+        if name in table.sets and declared_as(table.sets[name], spec, family) and not spec.dynamic:
+            table.elements[name] = _all_elements(socket, spec, family, counts.get(name), generation)
+    return table
+
+
+def _all_elements(
+    socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family, count: int | None, generation: int
+) -> ruleset.Elements:
+    """All elements of a set, however the kernel is moving them about.
+
+    A hash table that has just grown is rehashed in the background, and a listing meanwhile may pass elements over
+    (measured: some 20 of 60,000, right after they were added). It never invents any, so several are put together until
+    the set's own count is reached, or, on kernels that do not tell it, until one more brings nothing new. The count is
+    that of `generation`; once somebody has committed since, all of this has to be read again anyway.
+    """
+    elements = read_elements(socket, spec, family)
+    for attempt in range(_LISTINGS):
+        if len(elements) == count or (count is None and len(elements) < _NEVER_REHASHED):
+            break
+        if socket.generation() != generation:
+            break
+        time.sleep(_REHASH_SECONDS * attempt)
+        known = len(elements)
+        elements.update(read_elements(socket, spec, family))
+        if count is None and len(elements) == known:
+            break
+    return elements
+
+
+def declared_as(actual: ActualSet, spec: ruleset.SetSpec, family: addresses.Family) -> bool:
+    """Whether a set of the kernel is what we would declare. Where we name no size, any will do."""
+    return actual._replace(size=spec.limit and actual.size) == as_declared(spec, family)
+
+
+def as_declared(spec: ruleset.SetSpec, family: addresses.Family) -> ActualSet:
+    """What the kernel shows of a set that is declared so."""
+    return ActualSet(
+        spec.name,
+        wire.set_flags(spec),
+        wire.key_type(spec.key, family),
+        wire.data_type(spec.data, family) if spec.data is not None else 0,
+        spec.counters,
+        spec.limit,
+    )
+
+
+def _set(attributes: dict[int, bytes]) -> ActualSet:
+    description = dict(netlink.attributes(attributes.get(c.NFTA_SET_DESC, b"")))
+    return ActualSet(
+        name=_text(attributes[c.NFTA_SET_NAME]),
+        flags=_number(attributes, c.NFTA_SET_FLAGS),
+        key_type=_number(attributes, c.NFTA_SET_KEY_TYPE),
+        data_type=_number(attributes, c.NFTA_SET_DATA_TYPE),
+        counters=c.NFTA_SET_EXPR in attributes,
+        size=_number(description, c.NFTA_SET_DESC_SIZE),
+    )
+
+
+def read_chains(socket: netlink.NftablesSocket, family: addresses.Family) -> dict[str, ActualChain]:
+    """The chains of our table, with their rules, by name."""
+    proto = wire.NFPROTO[family]
+    hooks: dict[str, tuple[bool, ruleset.Hook | None]] = {}
+    rules: dict[str, list[CanonicalRule]] = {}
+    with _well_formed():
+        for body in socket.dump_all(c.NFT_MSG_GETCHAIN, proto):
+            attributes = dict(netlink.attributes(body))
+            if _text(attributes[c.NFTA_CHAIN_TABLE]) == ruleset.TABLE_NAME:
+                name = _text(attributes[c.NFTA_CHAIN_NAME])
+                hooks[name] = (c.NFTA_CHAIN_HOOK in attributes, _hook(attributes))
+                rules[name] = []
+        in_table = wire.text(c.NFTA_RULE_TABLE, ruleset.TABLE_NAME)
+        for body in socket.dump_all(c.NFT_MSG_GETRULE, proto, in_table):
+            attributes = dict(netlink.attributes(body))
+            if _text(attributes[c.NFTA_RULE_TABLE]) == ruleset.TABLE_NAME:
+                chain = _text(attributes[c.NFTA_RULE_CHAIN])
+                rules.setdefault(chain, []).append(canonical(attributes.get(c.NFTA_RULE_EXPRESSIONS, b"")))
+    return {name: ActualChain(name, tuple(rules[name]), hook, is_base) for name, (is_base, hook) in hooks.items()}
+
+
+def _hook(attributes: dict[int, bytes]) -> ruleset.Hook | None:
+    """The hook of a base chain; None if we would never make one like it (type, policy, place)."""
+    raw = attributes.get(c.NFTA_CHAIN_HOOK)
+    if raw is None or _number(attributes, c.NFTA_CHAIN_POLICY) != c.NF_ACCEPT:
+        return None
+    parts = dict(netlink.attributes(raw))
+    point = wire.HOOK_NAMES.get(_number(parts, c.NFTA_HOOK_HOOKNUM))
+    kind = _text(attributes.get(c.NFTA_CHAIN_TYPE, b""))
+    if point is None or kind not in tuple(ruleset.ChainType):
+        return None
+    return ruleset.Hook(ruleset.ChainType(kind), point, struct.unpack(">i", parts[c.NFTA_HOOK_PRIORITY])[0])
+
+
+def canonical(expressions: bytes) -> CanonicalRule:
+    """A rule's expressions as names and non-zero attributes.
+
+    Kernels differ in which attributes with the value zero they list, and in how they order them.
+    """
+    result: list[object] = []
+    for _, expression in netlink.attributes(expressions):
+        parts = dict(netlink.attributes(expression))
+        values = netlink.attributes(parts.get(c.NFTA_EXPR_DATA, b""))
+        kept = tuple(sorted((kind, value) for kind, value in values if any(value)))
+        result.append((_text(parts[c.NFTA_EXPR_NAME]), kept))
+    return tuple(result)
+
+
+def read_elements(socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family) -> ruleset.Elements:
+    """All elements of one of our sets; {} if it does not exist."""
+    try:
+        bodies = socket.dump_all(c.NFT_MSG_GETSETELEM, wire.NFPROTO[family], _listing_of(spec))
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return {}
+        raise
+    return decode_elements(bodies, spec, family)
+
+
+def element_messages(
+    socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family
+) -> Iterator[bytes]:
+    """The messages of one listing of a set, as they come; InterruptedError at the end if it may not be complete."""
+    return (body for _, body in socket.dump(c.NFT_MSG_GETSETELEM, wire.NFPROTO[family], _listing_of(spec)))
+
+
+def _listing_of(spec: ruleset.SetSpec) -> bytes:
+    payload = wire.text(c.NFTA_SET_ELEM_LIST_TABLE, ruleset.TABLE_NAME)
+    return payload + wire.text(c.NFTA_SET_ELEM_LIST_SET, spec.name)
+
+
+def set_of(body: bytes) -> str:
+    """Name of the set that a message of elements is about; "" if it does not say."""
+    return _text(dict(netlink.attributes(body)).get(c.NFTA_SET_ELEM_LIST_SET, b""))
+
+
+def decode_elements(bodies: Iterable[bytes], spec: ruleset.SetSpec, family: addresses.Family) -> ruleset.Elements:
+    """Elements from the messages of a dump."""
+    elements: ruleset.Elements = {}
+    fast = _uniform(spec, family)
+    for body in bodies:
+        for kind, listing in netlink.attributes(body):
+            if kind != c.NFTA_SET_ELEM_LIST_ELEMENTS:
+                continue
+            if fast and fast.decode(listing, elements):
+                continue
+            with _well_formed():
+                for _, element in netlink.attributes(listing):
+                    _decode_element(element, spec, elements)
+    return elements
+
+
+def _decode_element(element: bytes, spec: ruleset.SetSpec, elements: ruleset.Elements) -> None:
+    key = value = b""
+    verdict = owner = ""
+    for kind, raw in netlink.attributes(element):
+        if kind == c.NFTA_SET_ELEM_KEY:
+            key = raw[4:] + key
+        elif kind == c.NFTA_SET_ELEM_KEY_END:
+            key += raw[4:]
+        elif kind == c.NFTA_SET_ELEM_DATA:
+            if spec.data is ruleset.Data.VERDICT:
+                verdict = _verdict(raw)
+            else:
+                value = raw[4:]
+        elif kind == c.NFTA_SET_ELEM_USERDATA:
+            # One entry of libnftnl's userdata: type, length, text with NUL.
+            owner = raw[2:].rstrip(b"\0").decode("utf-8", "replace")
+    if spec.data is ruleset.Data.VERDICT:
+        elements[key] = ruleset.VerdictValue(verdict)
+    else:
+        elements[key] = ruleset.Owned(value, owner) if spec.owners else value
+
+
+def _verdict(raw: bytes) -> str:
+    """Chain that a verdict goes to, "" for drop; any other verdict as a text that no chain can be named."""
+    parts = dict(netlink.attributes(raw[4:]))
+    code = struct.unpack(">i", parts[c.NFTA_VERDICT_CODE])[0]
+    if code == c.NF_DROP:
+        return ""
+    chain = _text(parts.get(c.NFTA_VERDICT_CHAIN, b""))
+    return chain if code == c.NFT_GOTO else f"verdict {code} {chain}"
+
+
+class _Uniform:
+    """Decoder of a set whose elements are all of one size: key and value, and nothing else. The hot path."""
+
+    def __init__(self, spec: ruleset.SetSpec, family: addresses.Family) -> None:
+        self._key_head = wire.key_template(spec, family)
+        self._data_head = wire.data_template(spec, family)
+        key_size = struct.unpack_from("=H", self._key_head, 4)[0] - 4
+        data_size = struct.unpack_from("=H", self._data_head, 4)[0] - 4
+        self._struct = struct.Struct(f"=4s8s{key_size}s8s{data_size}s")
+        self._head = struct.pack("=HH", self._struct.size, c.NFTA_LIST_ELEM)
+
+    def decode(self, listing: bytes, elements: ruleset.Elements) -> bool:
+        """Add the elements of a listing; False, and nothing added, if one has another form."""
+        if len(listing) % self._struct.size:
+            return False
+        found = {}
+        # The kernel may flag attributes as nested; what a key begins with tells, and all elements begin alike.
+        for head, key_head, key, data_head, value in self._struct.iter_unpack(listing):
+            if head != self._head or key_head != self._key_head or data_head != self._data_head:
+                return False
+            found[key] = value
+        elements.update(found)
+        return True
+
+
+def _uniform(spec: ruleset.SetSpec, family: addresses.Family) -> _Uniform | None:
+    fixed = spec.data in (ruleset.Data.ENDPOINT, ruleset.Data.PRIORITY)
+    return _Uniform(spec, family) if fixed and not spec.intervals and not spec.owners else None
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _number(attributes: dict[int, bytes], kind: int) -> int:
+    return int.from_bytes(attributes.get(kind, b""))

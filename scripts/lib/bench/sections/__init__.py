@@ -1,0 +1,1 @@
+"""What is measured, a module each: its role in the worker processes, and `run`, which makes a section of the report."""

@@ -1,0 +1,1 @@
+"""The behaviour cases (see README.md) and what reads them."""
