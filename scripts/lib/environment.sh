@@ -42,8 +42,9 @@ need_netagent() {
 	stamp="$venv/.netagent-$(printf '%s' "${1-}" | cat - "$top/setup.cfg" "$top/pyproject.toml" | cksum | tr ' ' -)"
 	if [ ! -e "$stamp" ]; then
 		"$python" -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
-		say "making a virtual environment in $venv"
-		"$python" -m venv --clear "$venv"
+		say "setting up a virtual environment in $venv"
+		# One that works is added to, so that the scripts, which need different extras, do not undo each other.
+		"$venv/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv --clear "$venv"
 		"$venv/bin/pip" install --quiet --disable-pip-version-check --editable "$top${1:+[$1]}" 2> >(grep -v "is ignored: it is" >&2)
 		touch "$stamp"
 	fi
