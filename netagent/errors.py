@@ -61,6 +61,18 @@ class QuarantineError(NetagentError):
     exit_code = 7
 
 
+class HeldError(NetagentError):
+    """Another process holds what there can be one of: it is named, and the operator decides which one goes."""
+
+    exit_code = 9
+
+
+class NoAgentError(NetagentError):
+    """No agent runs in this network namespace, and the question was for it."""
+
+    exit_code = 10
+
+
 class InvariantError(NetagentError):
     """A bug of ours: please report it."""
 

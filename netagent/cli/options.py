@@ -49,6 +49,11 @@ def common(command: Command) -> Command:
     return _with_options(command, path_required=True)
 
 
+def looking(command: Command) -> Command:
+    """Add the same options for a command that only looks: without -f it asks the agent, then the kernel."""
+    return _with_options(command, path_required=False)
+
+
 def live(command: Command) -> Command:
     """Add the same options, and those for an API server, which is followed where no -f is given."""
     decorated: Any = _with_options(command, path_required=False)
@@ -114,6 +119,7 @@ def _with_options(command: Command, *, path_required: bool) -> Command:
             "-f",
             "--filename",
             "path",
+            type=click.Path(allow_dash=True),  # nothing is checked here; shells complete it
             required=path_required,
             metavar="FILE|DIR|-",
             help="Manifests: Services, EndpointSlices, Nodes, ServiceCIDRs; YAML or JSON; - reads standard input.",

@@ -79,6 +79,14 @@ class Store:
         """The slices of a Service, whether or not the Service is there, sorted by their names."""
         return self._slices_by_service.get(name, ())
 
+    def all_services(self) -> tuple[Service, ...]:
+        """The Services that are ours to program, in no order. This, and `all_slices`, any thread may ask."""
+        return tuple(self._services.values())
+
+    def all_slices(self) -> tuple[EndpointSlice, ...]:
+        """All slices, in no order."""
+        return tuple(self._slices.values())
+
     def with_zone_hints(self) -> frozenset[ServiceName]:
         """The Services of which a slice has hints for zones: to all others it is the same which zone we are in."""
         return frozenset(

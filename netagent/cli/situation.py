@@ -1,0 +1,144 @@
+"""What a command that looks has before it: manifests, the running agent's objects, or the kernel alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from netagent import errors, settings
+from netagent.cli import options
+from netagent.model import addresses, objects
+
+if TYPE_CHECKING:
+    from netagent.agent import planner
+    from netagent.nftables import readback
+
+
+class Origin(StrEnum):
+    """Where a situation comes from."""
+
+    FILES = "files"
+    AGENT = "agent"
+    KERNEL = "kernel"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What should be, as far as anybody can tell.
+
+    `planner` has planned everything; None if there is the kernel alone. `settings` are those that it plans by (the
+    agent's own, if it was asked), `node_name` this node's. `remarks` are what the reader should know of all this, a
+    sentence each.
+    """
+
+    origin: Origin
+    planner: planner.Planner | None
+    settings: settings.Settings
+    node_name: str
+    remarks: tuple[str, ...] = ()
+
+
+def look(source: options.Source, *, services: Iterable[objects.ServiceName] | None = None) -> Situation:
+    """The situation as manifests have it (-f), else as the running agent has it, else None but the kernel.
+
+    `services`: of the agent's objects only these Services, and those that they compete with, are needed; from manifests
+    everything is read. SourceError and QuarantineError as the other commands with -f; PrivilegeError if an agent runs
+    and does not answer this user.
+    """
+    if source.path is not None:
+        return _of_files(source)
+    from netagent.agent.local import client, snapshot
+
+    try:
+        answer = client.ask(_target(services))
+    except errors.NoAgentError:
+        remark = "no agent runs in this network namespace and no -f is given: this is what the kernel has"
+        return Situation(Origin.KERNEL, None, source.wanted, source.node_name, (remark,))
+    taken = snapshot.read(answer.body)
+    with _without_collector():
+        plan = snapshot.planner_of(taken)
+    return Situation(Origin.AGENT, plan, taken.settings, taken.node_name)
+
+
+def _target(services: Iterable[objects.ServiceName] | None) -> str:
+    from urllib.parse import urlencode
+
+    query = urlencode([("service", str(name)) for name in services or ()])
+    return f"/objects?{query}" if query else "/objects"
+
+
+def _of_files(source: options.Source) -> Situation:
+    from netagent.agent import planner, reporting
+    from netagent.source import manifests
+
+    assert source.path is not None
+    with _without_collector():
+        reading = manifests.read(source.path)
+        reporting.SourceReporter().report(reading)
+        if source.strict and reading.quarantined:
+            raise errors.QuarantineError(f"{len(reading.quarantined)} objects had to be set aside; nothing was done")
+        if not reading.objects and (reading.quarantined or source.path == manifests.STDIN):
+            raise errors.SourceError(f"{source.path}: there is no usable object at all; nothing was done")
+        plan = planner.Planner(source.wanted, node_name=source.node_name)
+        plan.store.replace(reading.objects)
+        plan.replan()
+    remarks: tuple[str, ...] = ()
+    if plan.store.node is None:
+        remarks = (f"there is no Node {source.node_name!r} among the manifests: what depends on it is unknown",)
+    return Situation(Origin.FILES, plan, source.wanted, source.node_name, remarks)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Many objects are made, and next to nothing is thrown away: collecting would only cost time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+# The kernel ---------------------------------------------------------------------------------------------------
+
+
+class Kernel(NamedTuple):
+    """What the kernel holds of our nftables tables. `tables` is empty where it cannot be read, and `reason` tells why;
+    a table that is not there has `exists` False."""
+
+    tables: dict[addresses.Family, readback.ActualTable]
+    reason: str = ""
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a table of ours at all."""
+        return any(table.exists for table in self.tables.values())
+
+
+def kernel(wanted: settings.Settings) -> Kernel:
+    """What the kernel holds, with all elements that packets do not write."""
+    from netagent.nftables import layout, mirror, netlink, readback
+
+    specs = layout.sets(affinity_clients=wanted.affinity_clients)
+    try:
+        with netlink.NftablesSocket() as socket, _without_collector():
+            return Kernel({family: readback.read_table(socket, family, specs) for family in addresses.Family})
+    except OSError as error:
+        reason = (
+            str(mirror.privilege_error())
+            if error.errno == errno.EPERM
+            else f"cannot read the ruleset: {error.strerror}"
+        )
+        return Kernel({}, reason)
+    except errors.NetagentError as error:
+        return Kernel({}, str(error))
+
+
+def actual_tables(wanted: settings.Settings) -> dict[addresses.Family, readback.ActualTable] | None:
+    """Our tables as the kernel holds them; None without the right to read them, or if there are none."""
+    found = kernel(wanted)
+    return found.tables if found.any else None
