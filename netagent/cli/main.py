@@ -32,12 +32,14 @@ Exit codes:
   0  done            1  runtime error (diff: differs)   2  usage or configuration
   3  unreadable source        4  missing privilege      5  missing kernel feature
   6  commit refused  7  object set aside under --strict
-  8  diff: runtime error     70  a bug of netagent
+  8  diff: runtime error     9  another agent works here   70  a bug of netagent
 """
 
 
 # Commands in modules of their own, loaded when they are asked for.
-_ELSEWHERE: Final[dict[str, str]] = {}
+_ELSEWHERE: Final[dict[str, str]] = {
+    "completion": "netagent.cli.completion",
+}
 
 
 @click.group(
