@@ -12,7 +12,7 @@ import pytest
 
 from netagent.iptables import legacy, tools
 from netagent.model.addresses import Family
-from tests import kernel
+from tests import kernel, patience
 
 VARIANTS = list(tools.Variant)
 
@@ -61,8 +61,8 @@ def rules(variant: tools.Variant, family: Family = Family.IPV4) -> list[str]:
     return [line.split(" [")[0] for line in saved if line[:1] in (":", "-", "*")]
 
 
-def hold_lock(path: Path, seconds: float) -> subprocess.Popen[str]:
-    """Another process, named python..., that holds the lock. It has it when this returns."""
+def hold_lock(path: Path, seconds: float = patience.AN_HOUR) -> subprocess.Popen[str]:
+    """Another process, named python..., that holds the lock for so long. It has it when this returns."""
     script = (
         f"import fcntl, sys, time; f = open({str(path)!r}, 'a'); fcntl.flock(f, fcntl.LOCK_EX);"
         f"print('has it', flush=True); time.sleep({seconds})"

@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -18,7 +17,7 @@ from netagent.iptables import backend, legacy, lock, readback, tools
 from netagent.iptables.tools import Variant
 from netagent.model.addresses import Family
 from netagent.plan import frontends, node
-from tests import kernel
+from tests import kernel, patience
 from tests.iptables import namespaces
 from tests.nftables import strategies
 
@@ -67,16 +66,6 @@ def dual(number: int = 1, **fields: int) -> Iterator[frontends.Frontend]:
         yield strategies.cluster_ip_frontend(family, number=number, **fields)
 
 
-def until(condition: Callable[[], bool], seconds: float = 5) -> bool:
-    """Wait for something to become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
 @both
 @kernel.isolated
 def test_the_second_sync_and_a_fresh_process_do_nothing(variant: Variant) -> None:
@@ -117,7 +106,7 @@ def test_drift_is_noticed_named_and_repaired(variant: Variant) -> None:
     ours.plan(*dual())
     ours.sync()
     namespaces.iptables(variant, "-t", "nat", "-A", "NETAGENT-SERVICES", "-j", "RETURN", family=Family.IPV6)
-    assert until(ours.backend.moved)
+    patience.until(ours.backend.moved)
     who = ours.backend.follow()
     assert who is not None
     assert variant is Variant.LEGACY or who[0].startswith("ip6tables")
@@ -129,7 +118,7 @@ def test_drift_is_noticed_named_and_repaired(variant: Variant) -> None:
 
 @both
 @kernel.isolated
-def test_flushed_tables_are_noticed_within_a_second_and_come_back(variant: Variant) -> None:
+def test_flushed_tables_are_noticed_without_any_audit_and_come_back(variant: Variant) -> None:
     """As firewalld does when it reloads."""
     ours = agent(variant)
     ours.plan(*dual(count=5))
@@ -137,7 +126,7 @@ def test_flushed_tables_are_noticed_within_a_second_and_come_back(variant: Varia
     for table in ("nat", "filter"):
         namespaces.iptables(variant, "-t", table, "-F")
         namespaces.iptables(variant, "-t", table, "-X")
-    assert until(ours.backend.moved, 1)
+    patience.until(ours.backend.moved)
     assert ours.sync().operations
     ours.assert_in_line()
 
@@ -286,14 +275,15 @@ def test_a_lock_held_by_another_process_delays_and_forgets_nothing() -> None:
     ours = agent(Variant.LEGACY)
     ours.plan(*dual(1))
     ours.sync()
-    holder = namespaces.hold_lock(Path(os.environ["XTABLES_LOCKFILE"]), 60)
+    before = namespaces.rules(Variant.LEGACY)
+    holder = namespaces.hold_lock(Path(os.environ["XTABLES_LOCKFILE"]))
     try:
         for frontends_then in (list(dual(1, count=3)), [*dual(1, count=3), *dual(2, count=20)]):  # both doors
             ours.plan(*frontends_then)
-            began = time.monotonic()
             with pytest.raises(lock.LockHeldError, match=rf"process {holder.pid}\)"):
                 ours.sync()
-            assert time.monotonic() - began < 3
+            assert holder.poll() is None, "who has the lock was not waited for"
+            assert namespaces.rules(Variant.LEGACY) == before
     finally:
         holder.kill()
         holder.wait()
@@ -337,7 +327,7 @@ def test_an_audit_finds_what_no_notice_told(variant: Variant) -> None:
     ours.sync()
     done = threading.Event()
     ours.backend.audit(done.set)
-    assert done.wait(10)
+    assert done.wait(patience.HANGS)
     assert not ours.backend.moved()
     # What escapes the notice, here by pretending that it was none.
     namespaces.iptables(variant, "-t", "nat", "-A", "NETAGENT-SERVICES", "-j", "RETURN")
@@ -346,7 +336,7 @@ def test_an_audit_finds_what_no_notice_told(variant: Variant) -> None:
     done.clear()
     ours.backend._next_audit = 0
     ours.backend.audit(done.set)
-    assert done.wait(10)
+    assert done.wait(patience.HANGS)
     assert ours.backend.moved()
     assert ours.sync().operations
     assert not ours.backend.moved()

@@ -171,10 +171,11 @@ def test_a_refused_commit_names_the_chain_and_changes_nothing() -> None:
 @kernel.isolated
 def test_a_lock_held_by_another_process_is_told() -> None:
     namespaces.need_python_iptables()
-    holder = namespaces.hold_lock(Path(os.environ["XTABLES_LOCKFILE"]), 60)
+    holder = namespaces.hold_lock(Path(os.environ["XTABLES_LOCKFILE"]))
     try:
         with pytest.raises(lock.LockHeldError, match=rf"process {holder.pid}\)"):
             legacy.commit(legacy.build(changes(Family.IPV4, A=())), lock_seconds=0.1)
+        assert holder.poll() is None, "it was not waited for"
     finally:
         holder.kill()
         holder.wait()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
 from netagent import errors
 from netagent.iptables import lock
+from tests import patience
 from tests.iptables import namespaces
 
 
@@ -34,15 +34,23 @@ def test_it_can_be_held_again_and_again(path: Path) -> None:
 
 
 def test_a_lock_held_too_long_is_an_error_that_names_who_has_it(path: Path) -> None:
-    holder = namespaces.hold_lock(path, 30)
-    began = time.monotonic()
+    holder = namespaces.hold_lock(path)
+    now, tries = 1000.0, 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now, tries
+        now += seconds
+        tries += 1
+
     try:
-        with pytest.raises(lock.LockHeldError) as failure, lock.held(0.2):
+        with pytest.raises(lock.LockHeldError) as failure, lock.held(0.2, clock=lambda: now, sleep=sleep):
             pass
+        assert holder.poll() is None, "it was not waited for"
     finally:
         holder.kill()
         holder.wait()
-    assert 0.2 <= time.monotonic() - began < 5
+    assert now == pytest.approx(1000.2, abs=0.02 + 1e-6), "so long, and one look longer at most"
+    assert tries >= 10, "it looks again and again whether the lock is free"
     name = Path("/proc/self/comm").read_text().strip()  # the same interpreter
     assert str(path) in str(failure.value)
     assert f"(process {holder.pid})" in str(failure.value)
@@ -53,7 +61,7 @@ def test_a_lock_held_too_long_is_an_error_that_names_who_has_it(path: Path) -> N
 
 def test_a_lock_that_is_let_go_in_time_is_taken(path: Path) -> None:
     holder = namespaces.hold_lock(path, 0.1)
-    with lock.held(10):
+    with lock.held(patience.HANGS):
         pass
     holder.wait()
 

@@ -73,7 +73,7 @@ def test_complaints_are_classed_by_who_has_to_act(programs: Path, said: str, kin
 
 
 def test_a_program_that_hangs_is_killed(programs: Path) -> None:
-    namespaces.fake(programs, "iptables-nft-save", "exec sleep 60")
+    namespaces.fake(programs, "iptables-nft-save", "exec sleep 3600")
     with pytest.raises(errors.NetagentError, match=r"did not end within 0\.2 s"):
         tools.save(Variant.NFT, Family.IPV4, seconds=0.2)
 
@@ -129,10 +129,11 @@ def test_a_match_that_does_not_exist_is_what_the_host_lacks(variant: Variant) ->
 def test_a_lock_held_by_another_process_ends_the_wait_in_time() -> None:
     namespaces.need(Variant.LEGACY)
     path = Path(os.environ["XTABLES_LOCKFILE"])
-    holder = namespaces.hold_lock(path, 60)
+    holder = namespaces.hold_lock(path)
     try:
         with pytest.raises(lock.LockHeldError, match=rf"\(process {holder.pid}\)"):
             tools.restore(Variant.LEGACY, Family.IPV4, SMALL, lock_seconds=1)
+        assert holder.poll() is None, "it was not waited for"
     finally:
         holder.kill()
         holder.wait()
