@@ -88,9 +88,11 @@ def test_bash_offers_commands_options_and_values(words: str, expected: list[str]
     assert sorted(offered(words, path)) == expected
 
 
-def test_fish_offers_commands_with_what_they_do(path: str) -> None:
+def test_fish_offers_commands_with_what_they_do(path: str, tmp_path: Path) -> None:
     script = f"source {TOP / STUBS['fish']}; complete -C 'netagent cle'"
-    said = run(shell_of("fish"), "--no-config", "-c", script, path=path, XDG_CONFIG_HOME="/nonexistent")
+    said = run(
+        shell_of("fish"), "--no-config", "-c", script, path=path, HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path)
+    )
     assert said.startswith("cleanup")
 
 
