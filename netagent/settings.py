@@ -149,6 +149,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Implementation of xtables in mode iptables: "legacy", "nft", or "auto" (default), which looks at the host. Takes
     # effect at start only.
     iptables_variant: str = "auto"
+    # Group, by name or number, whose members may ask the running agent over its local socket, as root may; "" (default)
+    # is nobody else. Takes effect at start only.
+    socket_group: str = ""
 
     @property
     def node_ports_on_primary(self) -> bool:
@@ -279,6 +282,14 @@ def _interface(text: str) -> str:
 def _label_value(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", text):
         raise ValueError("the value of a label: at most 63 letters, digits, -, _ and .")
+    return text
+
+
+def _group(text: str) -> str:
+    if not re.fullmatch(r"[0-9]{1,10}|[A-Za-z_][A-Za-z0-9_.-]{0,31}[$]?", text) or (
+        text.isdigit() and int(text) >= 2**32 - 1
+    ):
+        raise ValueError("the name or number of a group")
     return text
 
 
@@ -448,6 +459,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "series, 0 to 100000", "2000", "Service ports with a counter of their own; the others share one"),
     Setting("netagent.iptablesVariant", "iptables_variant", _text(_choice(_VARIANTS)),
             "auto, legacy or nft", "auto", "mode iptables: the implementation of xtables to write to"),
+    Setting("netagent.socketGroup", "socket_group", _text(_group),
+            "name or number of a group", '""', "who beside root may ask the agent (status, get, top, drift)"),
 )
 # fmt: on
 

@@ -40,7 +40,7 @@ class ApiFeed:
     ) -> None:
         self.source = source
         self._listen = listen
-        self._set_aside: dict[tuple[Kind, str, str], str] = {}
+        self._set_aside: dict[tuple[Kind, str, str], events.Quarantined] = {}
         self._clock = clock
         self._patient_until = clock() + _PATIENCE_SECONDS
         self._started = False
@@ -69,6 +69,11 @@ class ApiFeed:
     @property
     def quarantined(self) -> Counter[str]:
         return Counter(str(kind) for kind, _, _ in self._set_aside)
+
+    @property
+    def set_aside(self) -> tuple[events.Quarantined, ...]:
+        """What is set aside, in no order. For any thread."""
+        return tuple(self._set_aside.values())
 
     def take(self, into: store.Store) -> bool:
         """What breaks over one event, or over telling of them, is raised when all others are in the Store: they would
@@ -116,9 +121,10 @@ class ApiFeed:
 
     def _quarantine(self, fault: events.Quarantined) -> None:
         key = (fault.kind, fault.namespace, fault.name)
-        if self._set_aside.get(key) != str(fault):
+        known = self._set_aside.get(key)
+        if known is None or str(known) != str(fault):
             log.warning("set aside: %s", fault)
-        self._set_aside[key] = str(fault)
+        self._set_aside[key] = fault
 
     def _good_again(self, key: ObjectKey) -> None:
         kind, name = key

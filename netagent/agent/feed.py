@@ -37,7 +37,8 @@ class Feed(Protocol):
 class DirectoryFeed:
     """Manifests in a file or directory, followed.
 
-    Owns: the watch, and the last reading. Goals: a file that is bad now costs nothing, its last good objects hold; a
+    Owns: the watch, and the last reading. Use: as any feed; `read_at`, `trouble` and `set_aside` tell any thread how it
+    stands. Goals: a file that is bad now costs nothing, its last good objects hold; a
     directory that is gone for a moment neither. SourceError if it cannot be read at first.
     Threading: none.
     """
@@ -48,7 +49,29 @@ class DirectoryFeed:
         self._reporter = reporting.SourceReporter()
         self._reading: manifests.Reading | None = manifests.read(path)
         self._fresh = True
+        self._read_at = time.time()
+        self._trouble = ""
         self._reporter.report(self._reading)
+
+    @property
+    def path(self) -> str:
+        """The file or directory."""
+        return self._path
+
+    @property
+    def read_at(self) -> float:
+        """When it was last read, seconds since the epoch. What has not changed since is as it was then."""
+        return self._read_at
+
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be read now; "" if it can."""
+        return self._trouble
+
+    @property
+    def set_aside(self) -> tuple[manifests.Quarantined, ...]:
+        """What of it is set aside."""
+        return self._reading.quarantined if self._reading else ()
 
     def fileno(self) -> int:
         return self._watch.fileno()
@@ -75,7 +98,9 @@ class DirectoryFeed:
         except errors.SourceError as error:
             # It may be back in a moment (a volume that is mounted anew); until then the last objects hold.
             log.warning("manifests cannot be read; keeping the last ones", extra={"reason": str(error)})
+            self._trouble = str(error)
             return False
+        self._read_at, self._trouble = time.time(), ""
         self._reporter.report(self._reading)
         return True
 

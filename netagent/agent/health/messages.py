@@ -18,7 +18,9 @@ _HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 _REASONS: Final = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
+    405: "Method Not Allowed",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     503: "Service Unavailable",
@@ -40,6 +42,11 @@ class Request(NamedTuple):
         if not target.startswith("/") and "://" in target:
             target = "/" + target.partition("://")[2].partition("/")[2]
         return target.partition("?")[0] or "/"
+
+    @property
+    def query(self) -> str:
+        """The query of the target as it was sent; "" if it has none."""
+        return self.target.partition("?")[2]
 
 
 class Response(NamedTuple):

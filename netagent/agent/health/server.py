@@ -21,6 +21,8 @@ from netagent.model import addresses
 log = logging.getLogger(__name__)
 
 Handler = Callable[[messages.Request], messages.Response]
+# Looks at a client before its request is answered: None to answer it, else what it gets instead.
+Admit = Callable[[socket.socket], messages.Response | None]
 
 _BACKLOG: Final = 128
 _ACCEPTS_A_TURN: Final = 32
@@ -48,19 +50,23 @@ _LIMITS: Final = Limits()
 
 
 class Listener:
-    """A listening socket and what answers there. Made by `Server.open`; `address` is packed."""
+    """A listening socket and what answers there. Made by `Server.open`, with a packed `address`, or by `Server.adopt`,
+    without one."""
 
-    __slots__ = ("address", "connections", "handler", "port", "socket")
+    __slots__ = ("address", "admit", "connections", "handler", "port", "socket")
 
-    def __init__(self, listening: socket.socket, address: bytes, handler: Handler) -> None:
+    def __init__(
+        self, listening: socket.socket, address: bytes, handler: Handler, *, admit: Admit = lambda client: None
+    ) -> None:
         self.socket = listening
         self.address = address
-        self.port: int = listening.getsockname()[1]
+        self.port: int = listening.getsockname()[1] if address else 0
         self.handler = handler
+        self.admit = admit
         self.connections: dict[int, _Connection] = {}
 
     def __str__(self) -> str:
-        return addresses.format_socket(self.address, self.port)
+        return addresses.format_socket(self.address, self.port) if self.address else "the local socket"
 
 
 class _Connection:
@@ -115,7 +121,14 @@ class Server:
         An IPv6 socket serves IPv6 alone, unless `both_families` and the address is unspecified.
         """
         listening = _listening(address, port, both_families=both_families)
-        listener = Listener(listening, address, handler)
+        return self._begin(Listener(listening, address, handler))
+
+    def adopt(self, listening: socket.socket, handler: Handler, *, admit: Admit) -> Listener:
+        """Serve a UNIX socket that listens already, and close it with its listener. `admit` is asked of each client."""
+        listening.setblocking(False)
+        return self._begin(Listener(listening, b"", handler, admit=admit))
+
+    def _begin(self, listener: Listener) -> Listener:
         self._hand_over(lambda: self._add(listener))
         with self._start:
             if self._thread is None:
@@ -207,6 +220,8 @@ class Server:
             for _ in range(_BACKLOG // _ACCEPTS_A_TURN + 1):
                 if not self._accept(listener):
                     break
+            # Closing would not do that for a socket of which somebody has another descriptor.
+            self._epoll.unregister(listener.socket)
             listener.socket.close()
 
     def _accept(self, listener: Listener) -> bool:
@@ -307,13 +322,14 @@ class Server:
                 return True
             if request is not None:
                 has_more = "transfer-encoding" in request.fields or request.fields.get("content-length", "0") != "0"
-                response = self._response_to(request, connection.listener)
+                response = self._response_to(request, connection)
                 self._answer(connection, response, has_more=has_more, with_body=request.method != "HEAD")
                 return True
 
-    def _response_to(self, request: messages.Request, listener: Listener) -> messages.Response:
+    def _response_to(self, request: messages.Request, connection: _Connection) -> messages.Response:
+        listener = connection.listener
         try:
-            return listener.handler(request)
+            return listener.admit(connection.socket) or listener.handler(request)
         except Exception:  # the outermost loop: a bug in one page must not end the others
             log.exception("cannot answer %s %r on %s", request.method, request.target, listener)
             return messages.Response(500, b"internal error, see the log\n")
