@@ -92,6 +92,7 @@ def endpoint(
     node: str | None = "node-1",
     zones: Iterable[str] = (),
     nodes: Iterable[str] = (),
+    zone: str = "",
 ) -> objects.Endpoint:
     """An endpoint; `serving` follows `ready` when it is not given."""
     return objects.Endpoint(
@@ -102,6 +103,7 @@ def endpoint(
         node=node,
         hint_zones=tuple(zones),
         hint_nodes=tuple(nodes),
+        zone=zone,
     )
 
 

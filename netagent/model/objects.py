@@ -92,7 +92,7 @@ class SlicePort(msgspec.Struct, frozen=True, gc=False):
 class Endpoint(msgspec.Struct, frozen=True, gc=False):
     """One endpoint of a slice: its first address, its conditions with absent ones defaulted, and its hints.
 
-    `node` is None when the slice does not say where the endpoint runs.
+    `node` is None when the slice does not say where the endpoint runs. `zone` is only shown: hints decide.
     """
 
     address: bytes
@@ -102,6 +102,7 @@ class Endpoint(msgspec.Struct, frozen=True, gc=False):
     node: str | None = None
     hint_zones: tuple[str, ...] = ()
     hint_nodes: tuple[str, ...] = ()
+    zone: str = ""
 
     @property
     def draining(self) -> bool:

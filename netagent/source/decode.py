@@ -376,7 +376,7 @@ def _endpoints(raw: list[wire.Endpoint] | tuple[()], family: Family) -> tuple[ob
     pton = socket.inet_pton
     af = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
     size = family.address_bytes
-    endpoint, node_name = objects.Endpoint, fields.node_name
+    endpoint, node_name, zone_name = objects.Endpoint, fields.node_name, fields.zone
     found = []
     for one in raw:
         if not one.addresses:
@@ -405,6 +405,7 @@ def _endpoints(raw: list[wire.Endpoint] | tuple[()], family: Family) -> tuple[ob
         except BadField as bad:
             what = "hints" if one.node_name is None or fields.is_dns_subdomain(one.node_name) else "nodeName"
             raise BadField(f"endpoints[{_index(raw, one)}].{what}", bad.reason) from None
+        zone = zone_name(one.zone) if one.zone else ""
         if conditions := one.conditions:
             found.append(
                 endpoint(
@@ -415,10 +416,11 @@ def _endpoints(raw: list[wire.Endpoint] | tuple[()], family: Family) -> tuple[ob
                     node,
                     zones,
                     nodes,
+                    zone,
                 )
             )
         else:
-            found.append(endpoint(address, True, True, False, node, zones, nodes))
+            found.append(endpoint(address, True, True, False, node, zones, nodes, zone))
     return tuple(found)
 
 

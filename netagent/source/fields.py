@@ -99,6 +99,12 @@ def zones(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=4096)
+def zone(name: str) -> str:
+    """An endpoint's own zone, the same str object for equal names; "" for what is no name: nothing depends on it."""
+    return name if is_label_value(name) else ""
+
+
+@functools.lru_cache(maxsize=4096)
 def nodes(names: tuple[str, ...]) -> tuple[str, ...]:
     """Node names of a hint, the same tuple for equal hints."""
     return tuple(node_name(name) for name in names)

@@ -128,6 +128,7 @@ class Endpoint(Wire):
     addresses: list[str] | None = None
     conditions: Conditions | None = None
     node_name: str | None = None
+    zone: str | None = None
     hints: Hints | None = None
 
 
