@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,11 @@ from netagent.agent.health import checks, server
 from netagent.model.addresses import Family
 from netagent.model.objects import ServiceName
 from netagent.plan.health import HealthCheckPort
+from tests import patience
 from tests.agent import test_health_client as http_client
+from tests.agent.test_health_server import turns
+
+__all__ = ["turns"]  # a fixture
 
 LOOPBACK = {Family.IPV4: (bytes([127, 0, 0, 1]),)}
 BOTH = LOOPBACK | {Family.IPV6: (bytes(15) + b"\1",)}
@@ -27,6 +32,9 @@ class Stage:
         self.healthy = True
         self.server = server.Server("test")
         self.checks = checks.ServiceHealthChecks(self.server, healthy=lambda: self.healthy)
+
+    def listeners(self) -> list[server.Listener]:
+        return list(self.server._listeners.values())
 
     def wants(
         self, port: int, endpoints: int, *, service: ServiceName = WEB, family: Family = Family.IPV4, created: str = ""
@@ -117,14 +125,21 @@ def test_no_request_gets_an_empty_200_while_ports_come_and_go(stage: Stage) -> N
 
     thread = threading.Thread(target=probe)
     thread.start()
-    deadline = time.monotonic() + 1.0
-    while time.monotonic() < deadline:
+    rounds = 0
+
+    def often_enough() -> bool:
+        nonlocal rounds
         stage.checks.update([stage.wants(port, 1)], listen_on=LOOPBACK)
         time.sleep(0.003)
         stage.checks.update([], listen_on=LOOPBACK)
-    stopping.set()
-    thread.join()
-    assert answers
+        rounds += 1
+        return rounds >= 150 and len(answers) >= 50
+
+    try:
+        patience.until(often_enough, pause=0.0)
+    finally:
+        stopping.set()
+        thread.join()
     for answer in answers:
         assert (answer.status, answer.document["localEndpoints"]) in ((200, 1), (503, 0))
 
@@ -147,8 +162,8 @@ def test_a_changed_port_number_moves_the_listener(stage: Stage) -> None:
 
 def test_a_taken_port_is_reported_and_opened_when_it_is_free(stage: Stage) -> None:
     free = http_client.free_port()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = http_client.free_port()
+    with socket.create_server(("127.0.0.1", port)):
         wanted = [stage.wants(port, 1), stage.wants(free, 1, service=ServiceName("edge", "fine"))]
         (failure,) = stage.checks.update(wanted, listen_on=LOOPBACK)
         assert failure == checks.ListenFailure(WEB, f"127.0.0.1:{port}", "Address already in use")
@@ -197,12 +212,9 @@ def test_families_answer_for_themselves(stage: Stage) -> None:
     assert http_client.ask(port, host="::1").status == 503
 
 
-def test_hundreds_of_services_cost_one_thread_and_answer_all(stage: Stage) -> None:
+def test_hundreds_of_services_cost_one_thread_and_answer_all(stage: Stage, turns: Counter[str]) -> None:
     server.raise_open_files_limit()
-    ports: list[int] = []
-    while len(ports) < 300:
-        if (port := http_client.free_port()) not in ports:
-            ports.append(port)
+    ports = [http_client.free_port() for _ in range(300)]
     before = threading.active_count()
     wanted = [stage.wants(port, index % 3, service=ServiceName("n", f"s{index}")) for index, port in enumerate(ports)]
     failures = stage.checks.update(wanted, listen_on=LOOPBACK)
@@ -211,13 +223,15 @@ def test_hundreds_of_services_cost_one_thread_and_answer_all(stage: Stage) -> No
     for index in range(0, 300, 37):
         if all(str(ports[index]) not in failure.address for failure in failures):
             assert http_client.ask(ports[index]).document["service"]["name"] == f"s{index}"
-    started = time.perf_counter()
+    again = [failure.address for failure in failures]
+    before = turns.copy()
     for _ in range(100):
         stage.checks.update(wanted, listen_on=LOOPBACK)
-    assert (time.perf_counter() - started) / 100 < 0.02
-    used = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - used < 0.05
+    assert again or turns["told"] == before["told"], "what stays as it is costs the server nothing"
+    patience.until(lambda: not any(listener.connections for listener in stage.listeners()))
+    before = turns.copy()
+    time.sleep(0.3)  # time to spin in
+    assert turns == before
 
 
 def test_closing_closes_all(stage: Stage) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from netagent.agent import notify
+from tests import patience
 
 
 class Manager:
@@ -19,7 +20,7 @@ class Manager:
     def __init__(self, name: str, **more: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + name[1:] if name.startswith("@") else name)
-        self._socket.settimeout(2)
+        self._socket.settimeout(patience.HANGS)
         self.environment = {"NOTIFY_SOCKET": name, **more}
 
     def heard(self) -> list[str]:

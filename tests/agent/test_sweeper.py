@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from netagent import conntrack
 from netagent.agent import sweeper
 from netagent.model import addresses
 from netagent.plan import frontends
+from tests import patience
 
 UDP = addresses.Protocol.UDP
 Key = frontends.FrontendKey
@@ -33,10 +33,16 @@ class Cleaner:
 
     def clean(self, rules: Iterable[conntrack.StaleFlows]) -> conntrack.CleanReport:
         self.passes.append({rule.key: rule.allowed_sources for rule in rules})
-        self.go.acquire()
+        self.go.acquire(timeout=patience.AN_HOUR)
         if self.broken:
             raise self.broken.pop()
         return conntrack.CleanReport(1, 1, ())
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of a busy machine may be long in ending; that it ends is what counts."""
+    monkeypatch.setattr(sweeper, "_STOP_SECONDS", patience.HANGS)
 
 
 class Stage:
@@ -69,10 +75,7 @@ class Stage:
 
     @staticmethod
     def until(condition: Callable[[], object]) -> None:
-        begun = time.monotonic()
-        while not condition():
-            assert time.monotonic() < begun + 5, "it did not happen"
-            time.sleep(0.002)
+        patience.until(condition, pause=0.002)
 
 
 def key(number: int, *, protocol: addresses.Protocol = UDP) -> Key:
@@ -144,16 +147,15 @@ def test_a_pass_that_breaks_is_told_and_the_next_one_comes() -> None:
 
 
 @pytest.mark.parametrize("state", ["idle", "in a pass"])
-def test_a_stop_does_not_wait_for_a_pass(state: str) -> None:
+def test_a_stop_does_not_wait_for_a_pass(state: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage()
     if state == "in a pass":
         stage.busy()
         stage.submit(key(1))
-    begun = time.monotonic()
-    assert stage.sweeper.stop() == (state == "idle")
-    assert time.monotonic() - begun < 0.5
+        monkeypatch.setattr(sweeper, "_STOP_SECONDS", 0.05)
+    assert stage.sweeper.stop() == (state == "idle")  # the pass would go on for an hour
     assert stage.cleaner.cancelled
     stage.cleaner.go.release(10)
-    time.sleep(0.1)
+    patience.until(lambda: not stage.sweeper._thread.is_alive())
     assert len(stage.cleaner.passes) == (state == "in a pass"), "nothing begins after the stop"
     assert stage.reports == [], "nor is anybody told"
