@@ -113,11 +113,11 @@ def test_ready_is_every_family_synced_and_every_source_in_sync(clock: Clock) -> 
     assert health.report().ready
 
 
-def test_a_node_is_eligible_unless_it_is_tainted_or_deleted(clock: Clock) -> None:
-    """As with kube-proxy, also before anything is known of it: a load balancer would take it out for nothing."""
+def test_a_node_is_eligible_once_it_is_known_unless_it_is_tainted_or_deleted(clock: Clock) -> None:
     health = agent(clock)
+    assert not health.report().node_eligible
     health.node(None)
-    assert health.report().node_eligible
+    assert not health.report().node_eligible
     for node, eligible in (
         (builders.node(taint_keys=("dedicated",)), True),
         (builders.node(taint_keys=("dedicated", "ToBeDeletedByClusterAutoscaler")), False),

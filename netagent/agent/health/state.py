@@ -76,7 +76,7 @@ class AgentHealth:
         self._families = {family: _Family() for family in families}
         self._sources = dict.fromkeys(sources, False)
         self._in_sync_since: float | None = None if self._sources else clock()
-        self._node_eligible = True  # as kube-proxy, until the Node says otherwise
+        self._node_eligible = False  # as in kube-proxy: a node that the API does not know gets no balancer's traffic
         self._turned: float | None = None
         # When it began to break again and again, and when it did last.
         self._stumbling_since = self._stumbled = -math.inf
