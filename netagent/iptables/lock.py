@@ -17,7 +17,7 @@ from typing import Final
 
 import inotify_simple  # type: ignore[import-untyped]
 
-from netagent import errors
+from netagent import errors, escaping
 
 DEFAULT: Final = "/run/xtables.lock"
 _PAUSE_SECONDS: Final = 0.02
@@ -73,27 +73,36 @@ def holders() -> list[str]:
     """Name and process id of who holds the lock, as far as they can be seen from our process namespace."""
     try:
         inode = os.stat(path()).st_ino
-        locks = Path("/proc/locks").read_text().splitlines()
+        locks = Path("/proc/locks").read_text(errors="replace")
     except OSError:
         return []
+    return [_described(process) for process in processes_in(locks, inode=inode) if process != str(os.getpid())]
+
+
+def processes_in(locks: str, *, inode: int) -> list[str]:
+    """The ids of the processes that hold a flock on a file, from the text of /proc/locks. None of those who wait."""
     found: list[str] = []
-    for line in locks:
+    for line in locks.split("\n"):
         # "1: FLOCK  ADVISORY  WRITE 1234 00:1b:5678 0 EOF"; a second "->" column marks those who wait.
         fields = line.split()
         if len(fields) < 6 or fields[1] != "FLOCK" or not fields[5].endswith(f":{inode}"):
             continue
-        if fields[4] == str(os.getpid()):
-            continue
-        found.append(_described(fields[4]))
+        if fields[4].isascii() and fields[4].isdigit():  # -1: it holds from before, or from outside of, what we see
+            found.append(fields[4])
     return found
+
+
+def named(comm: str, process: str) -> str:
+    """A process by the name that it gives itself, which may be any bytes, and its id."""
+    name = escaping.printable(comm.removesuffix("\n"))
+    return f"{name} (process {process})" if name.strip() else f"process {process}"
 
 
 def _described(process: str) -> str:
     try:
-        name = Path("/proc", process, "comm").read_text().strip()
+        return named(Path("/proc", process, "comm").read_text(errors="backslashreplace"), process)
     except OSError:
         return f"process {process}"
-    return f"{name} (process {process})"
 
 
 def _open_error(where: str, error: OSError) -> errors.NetagentError:

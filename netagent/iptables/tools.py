@@ -13,7 +13,7 @@ import socket
 import subprocess
 from typing import Final
 
-from netagent import errors
+from netagent import errors, escaping
 from netagent.iptables import lock
 from netagent.model import addresses
 
@@ -129,7 +129,14 @@ def _run(name: str, arguments: list[str], text: str, seconds: float) -> subproce
 def _failure(
     name: str, done: subprocess.CompletedProcess[str], text: str | None, lock_seconds: float
 ) -> errors.NetagentError:
-    said = " ".join(done.stderr.encode(errors="replace").decode().split())
+    return failure(name, done.stderr, done.returncode, text, lock_seconds=lock_seconds)
+
+
+def failure(
+    name: str, stderr: str, returncode: int, text: str | None, *, lock_seconds: float = 0.0
+) -> errors.NetagentError:
+    """The error for a program that failed, by what it said; `text` is what it was given, None if nothing."""
+    said = escaping.printable(" ".join(stderr.split()))
     if "xtables lock" in said and "currently holding" in said:
         return lock.held_error(lock_seconds)
     uninitialized = "unable to initialize table" in said  # of the legacy variant, which does not say why
@@ -148,13 +155,13 @@ def _failure(
         return errors.UnsupportedError(f"{name}: {_shortened(said)} (CONFIG_IP_NF_IPTABLES_LEGACY)")
     if re.search(r"Couldn't load|missing kernel module|do you need to insmod|can't initialize", said):
         return errors.UnsupportedError(f"{name} lacks something{where}: {_shortened(said)}")
-    if done.returncode < 0:
-        said = f"killed by signal {-done.returncode}"
+    if returncode < 0:
+        said = f"killed by signal {-returncode}"
     if text is None:
-        return errors.NetagentError(f"{name} failed: {_shortened(said) or f'exit code {done.returncode}'}")
+        return errors.NetagentError(f"{name} failed: {_shortened(said) or f'exit code {returncode}'}")
     return errors.CommitRejectedError(
-        f"{name} was refused{where}: {_shortened(said) or f'exit code {done.returncode}'}; reading all anew",
-        errno=_code(said) if done.returncode != _RESOURCE_PROBLEM else errno.EAGAIN,
+        f"{name} was refused{where}: {_shortened(said) or f'exit code {returncode}'}; reading all anew",
+        errno=_code(said) if returncode != _RESOURCE_PROBLEM else errno.EAGAIN,
         operation=line,
     )
 
@@ -182,12 +189,12 @@ def incompatible(said: str, name: str) -> errors.UnsupportedError:
 
 def _line_at_fault(said: str, text: str) -> tuple[str | None, int]:
     """The line of the input that a program complained about; of a COMMIT, the kernel does not say which it was."""
-    found = re.search(r"[Ll]ine:? (\d+)", said)
+    found = re.search(r"[Ll]ine:? ([0-9]{1,9})", said)
     if not found:
         return None, 0
     number = int(found[1])
     lines = text.splitlines()
-    return (lines[number - 1], number) if 0 < number <= len(lines) else (None, 0)
+    return (escaping.printable(lines[number - 1]), number) if 0 < number <= len(lines) else (None, 0)
 
 
 @functools.cache

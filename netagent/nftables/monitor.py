@@ -13,6 +13,7 @@ import socket
 import struct
 from typing import NamedTuple
 
+from netagent import escaping
 from netagent.model import addresses
 from netagent.nftables import constants as c
 from netagent.nftables import netlink, ruleset, wire
@@ -119,8 +120,9 @@ _OUR_TABLE = ruleset.TABLE_NAME.encode()
 
 
 def _process(attributes: dict[int, bytes]) -> str:
-    name = attributes.get(c.NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")
-    return f"{name or '?'}[{int.from_bytes(attributes.get(c.NFTA_GEN_PROC_PID, b''))}]"
+    # A process gives itself any name: it is for logs, and for terminals.
+    name = attributes.get(c.NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode("utf-8", "backslashreplace")
+    return f"{escaping.printable(name) or '?'}[{int.from_bytes(attributes.get(c.NFTA_GEN_PROC_PID, b''))}]"
 
 
 class _Instruction(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from netagent import escaping
 from netagent.model import addresses
 from netagent.nftables import layout, readback, ruleset, shapes, slots, text, transaction
 from netagent.plan import frontends
@@ -32,7 +33,9 @@ def lines(
         if operations:
             count = sum(map(transaction.operations_in, operations))
             yield f"table {text.table_name(had.family)}: {count} operations"
-            yield from (f"  {line}" for line in _table_lines(operations, wanted.get(had.family), had))
+            # What others made has names and comments of theirs.
+            found = _table_lines(operations, wanted.get(had.family), had)
+            yield from (f"  {escaping.printable(line)}" for line in found)
 
 
 def _table_lines(
@@ -75,7 +78,7 @@ def _may_be_ours(name: str) -> bool:
     return "-random-" in name or name.startswith("ranges-") or name == "forward"
 
 
-class _View:
+class View:
     """The endpoints behind each frontend of a table, wherever its maps keep them."""
 
     def __init__(self, elements: Mapping[str, ruleset.Elements]) -> None:
@@ -124,7 +127,7 @@ def _frontend_lines(
     operations: list[transaction.Operation], wanted: ruleset.Table, had: readback.ActualTable
 ) -> Iterator[str]:
     """One entry for each frontend that changes, with the endpoints that it wins and loses."""
-    before, after = _View(had.elements), _View(wanted.elements)
+    before, after = View(had.elements), View(wanted.elements)
     for dispatch, key in sorted(_touched(operations, before, after)):
         old, new = before.value(dispatch, key), after.value(dispatch, key)
         sign = "+" if old is None else "-" if new is None else "~"
@@ -143,7 +146,7 @@ def _frontend_lines(
                 yield f"    + {kind} {addresses.format_endpoint(endpoint)}"
 
 
-def _touched(operations: list[transaction.Operation], before: _View, after: _View) -> set[tuple[str, bytes]]:
+def _touched(operations: list[transaction.Operation], before: View, after: View) -> set[tuple[str, bytes]]:
     """The frontends, by map and key, that element operations are about."""
     touched: set[tuple[str, bytes]] = set()
     for operation in operations:
@@ -166,7 +169,7 @@ def _touched(operations: list[transaction.Operation], before: _View, after: _Vie
 def _frontend_text(spec: ruleset.SetSpec, family: addresses.Family, dispatch: str, key: bytes) -> str:
     size = family.address_bytes if dispatch == layout.FRONTENDS else 0
     try:
-        protocol = addresses.Protocol(key[size])
+        protocol = addresses.Protocol(key[size] if key else 0)
     except ValueError:
         return f"element {dispatch} {{ {text.key_text(spec, family, key)} }}"
     return str(frontends.FrontendKey(family, key[:size], protocol, int.from_bytes(key[size + 4 : size + 6])))

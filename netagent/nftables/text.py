@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from typing import assert_never
 
+from netagent import escaping
 from netagent.model import addresses
 from netagent.nftables import ruleset, transaction
 from netagent.nftables.ruleset import Field
 
 _TABLE_FAMILY = {addresses.Family.IPV4: "ip", addresses.Family.IPV6: "ip6"}
 _ADDRESS_TYPE = {addresses.Family.IPV4: "ipv4_addr", addresses.Family.IPV6: "ipv6_addr"}
+# What nft takes for a name without quotation marks.
+_NAME = re.compile(r"[A-Za-z_.][-A-Za-z0-9_./]*")
 _BIT_NAMES = {(Field.CT_STATE, 1): "ct state invalid", (Field.CT_STATUS, 0x20): "ct status dnat"}
 
 
@@ -225,7 +229,13 @@ def _record_text(record: ruleset.Record, family: addresses.Family) -> str:
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace('"', "") + '"'
+    return '"' + escaping.printable(text).replace('"', "") + '"'
+
+
+def _name(text: str) -> str:
+    """The name of a set or chain. One that others made may be any text: such a one nft refuses, and carries out
+    nothing."""
+    return text if _NAME.fullmatch(text) else _quoted(text)
 
 
 # Elements ------------------------------------------------------------------------------------------------------
@@ -235,7 +245,7 @@ def element(spec: ruleset.SetSpec, family: addresses.Family, key: bytes, value: 
     """One element as nft spells it: `key`, `key : value` or `key comment "owner" : value`."""
     result = key_text(spec, family, key)
     if isinstance(value, ruleset.VerdictValue):
-        return f"{result} : {f'goto {value.chain}' if value.chain else 'drop'}"
+        return f"{result} : {f'goto {_name(value.chain)}' if value.chain else 'drop'}"
     if isinstance(value, ruleset.Owned):
         result += f" comment {_quoted(value.owner)}" if value.owner else ""
         value = value.value
@@ -314,13 +324,13 @@ def operation_lines(operation: transaction.Operation) -> Iterator[str]:
             kind = "set" if spec.data is None else "map"
             yield f"add {kind} {name} {spec.name} {{ {'; '.join(declaration(spec, operation.family))}; }}"
         case transaction.DeleteSet():
-            yield f"delete set {name} {operation.name}"
+            yield f"delete set {name} {_name(operation.name)}"
         case transaction.AddChain(chain=chain):
             yield f"add chain {name} {chain.name}" + (f" {{ {_hook_text(chain.hook)} }}" if chain.hook else "")
         case transaction.DeleteChain():
-            yield f"delete chain {name} {operation.name}"
+            yield f"delete chain {name} {_name(operation.name)}"
         case transaction.FlushChain():
-            yield f"flush chain {name} {operation.name}"
+            yield f"flush chain {name} {_name(operation.name)}"
         case transaction.AddRules(chain=chain):
             for rule in chain.rules:
                 yield f"add rule {name} {chain.name} {rule_text(rule, operation.family)}"
