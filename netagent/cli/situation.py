@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from netagent import errors, settings
 from netagent.cli import options
 from netagent.model import addresses, objects
+from netagent.plan import frontends
 
 if TYPE_CHECKING:
     from netagent.agent import planner
@@ -103,6 +103,19 @@ def _without_collector() -> Iterator[None]:
         gc.enable()
 
 
+def connections(wanted: settings.Settings) -> dict[frontends.FrontendKey, int] | None:
+    """New connections that each frontend of the kernel's nftables tables has had; None where they cannot be read."""
+    from netagent.nftables import counters, netlink
+
+    if wanted.mode is not settings.Mode.NFTABLES:
+        return None
+    try:
+        with netlink.NftablesSocket() as socket:
+            return dict(counters.frontend_counts(socket))
+    except (OSError, errors.NetagentError):
+        return None
+
+
 # The kernel ---------------------------------------------------------------------------------------------------
 
 
@@ -119,21 +132,17 @@ class Kernel(NamedTuple):
         return any(table.exists for table in self.tables.values())
 
 
-def kernel(wanted: settings.Settings) -> Kernel:
-    """What the kernel holds, with all elements that packets do not write."""
+def kernel(wanted: settings.Settings, *, sets: Collection[str] | None = None) -> Kernel:
+    """What the kernel holds, with all elements that packets do not write, or those of `sets` alone."""
     from netagent.nftables import layout, mirror, netlink, readback
 
-    specs = layout.sets(affinity_clients=wanted.affinity_clients)
+    declared = layout.sets(affinity_clients=wanted.affinity_clients)
+    specs = {name: spec for name, spec in declared.items() if sets is None or name in sets}
     try:
         with netlink.NftablesSocket() as socket, _without_collector():
             return Kernel({family: readback.read_table(socket, family, specs) for family in addresses.Family})
     except OSError as error:
-        reason = (
-            str(mirror.privilege_error())
-            if error.errno == errno.EPERM
-            else f"cannot read the ruleset: {error.strerror}"
-        )
-        return Kernel({}, reason)
+        return Kernel({}, str(mirror.read_error(error)))
     except errors.NetagentError as error:
         return Kernel({}, str(error))
 
