@@ -42,7 +42,9 @@ def of_kernel(tables: Sequence[readback.ActualTable], *, counts: rows.Counts | N
     found = []
     for table, name, packed, key, owner, chain in _dispatched(tables):
         everywhere, local = views[table.family].endpoints(name, packed)
-        found.append(_kernel_row(key, owner, chain, everywhere, local, (counts or {}).get(key)))
+        is_cluster_ip = key.address in table.elements.get(layout.CLUSTER_IPS, {})
+        kind = _kind_of(key, chain, is_cluster_ip=is_cluster_ip)
+        found.append(_kernel_row(key, owner, chain, kind, everywhere, local, (counts or {}).get(key)))
     return sorted(
         found, key=lambda row: (row.namespace, row.service, row.port_name, row.protocol, row.family, row.kind)
     )
@@ -52,6 +54,7 @@ def _kernel_row(
     key: frontends.FrontendKey,
     owner: str,
     chain: str | None,
+    kind: str,
     everywhere: set[bytes],
     local: set[bytes],
     connections: int | None,
@@ -67,7 +70,6 @@ def _kernel_row(
         "protocol": key.protocol.name,
         "family": key.family.value,
     }
-    kind = _kind_of(key, shape)
 
     def listed(keys: set[bytes]) -> tuple[EndpointRow, ...]:
         texts = map(addresses.format_endpoint, sorted(keys))
@@ -87,18 +89,16 @@ def _kernel_row(
         endpoints=listed(everywhere),
         local_endpoints=listed(local) if two_lists else None,
         connections=connections,
-        kernel="same",
     )
 
 
-def _kind_of(key: frontends.FrontendKey, shape: re.Match[str] | None) -> str:
+def _kind_of(key: frontends.FrontendKey, chain: str | None, *, is_cluster_ip: bool) -> str:
+    """The kind of a frontend as far as it can be told: an external IP looks like a load balancer's without ranges."""
     if not key.address:
         return frontends.FrontendKind.NODE_PORT.value
-    if shape is None:
-        return ""
-    if shape["policy"] == "cluster-ip":
+    if is_cluster_ip:
         return frontends.FrontendKind.CLUSTER_IP.value
-    return frontends.FrontendKind.LOAD_BALANCER.value if shape["ranges"] else "external"
+    return frontends.FrontendKind.LOAD_BALANCER.value if (chain or "").startswith("ranges-") else "external"
 
 
 def _policy_of(shape: re.Match[str] | None) -> str:

@@ -39,6 +39,7 @@ Exit codes:
 # Commands in modules of their own, loaded when they are asked for.
 _ELSEWHERE: Final[dict[str, str]] = {
     "get": "netagent.cli.get",
+    "status": "netagent.cli.status",
     "completion": "netagent.cli.completion",
     "doctor": "netagent.cli.doctor",
 }

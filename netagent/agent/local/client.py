@@ -61,7 +61,11 @@ def ask(target: str, *, address: str = ADDRESS, seconds: float = _SECONDS) -> An
 
 def document(target: str, kind: type[Document], *, address: str = ADDRESS) -> Document:
     """The agent's answer as a document of a kind. As `ask`."""
-    answer = ask(target, address=address)
+    return read(target, ask(target, address=address), kind)
+
+
+def read(target: str, answer: Answer, kind: type[Document]) -> Document:
+    """What an answer to this question says. SourceError if it makes no sense."""
     try:
         return msgspec.json.decode(answer.body, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
