@@ -15,11 +15,13 @@ from netagent.model.addresses import Family
 from tests import kernel, patience
 
 VARIANTS = list(tools.Variant)
+# Made and removed by the process that runs pytest: its children end without cleaning up.
+_LOCKS = tempfile.TemporaryDirectory(prefix="netagent-test-")
 
 
 def own_lock() -> Path:
     """Have all tools of this child process use a lock file of its own; return it."""
-    path = Path(tempfile.mkdtemp(prefix="netagent-test-")) / "xtables.lock"
+    path = Path(tempfile.mkdtemp(dir=_LOCKS.name)) / "xtables.lock"
     os.environ["XTABLES_LOCKFILE"] = str(path)
     return path
 
