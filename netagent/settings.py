@@ -146,6 +146,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     # Service ports (those of each IP family apart) that have counters of their own, 0 to 100000; the others are counted
     # together. Default 2000. Takes effect at start only.
     service_metrics_most: int = 2000
+    # Whether the agent owns its nftables tables, so that nobody else can change them (Linux 6.9). Default yes. Takes
+    # effect at start only.
+    table_ownership: bool = True
     # Implementation of xtables in mode iptables: "legacy", "nft", or "auto" (default), which looks at the host. Takes
     # effect at start only.
     iptables_variant: str = "auto"
@@ -246,6 +249,8 @@ def _text(convert: Callable[[str], object] = str) -> Reader:
     def read(value: object) -> object:
         if not isinstance(value, str):
             raise ValueError("text (put it in quotes)")
+        if not value.isprintable():
+            raise ValueError("text without line ends and control characters")
         return convert(value) if value else None
 
     return read
@@ -274,8 +279,11 @@ def _some_of(names: tuple[str, ...], *, least: int) -> Reader:
 
 
 def _interface(text: str) -> str:
-    if len(text.encode()) > _INTERFACE_NAME_MOST or re.search(r"[/\s]", text):
-        raise ValueError(f"an interface name: {_INTERFACE_NAME_MOST} bytes at most, no blank, no slash")
+    # The kernel refuses more than this (dev_valid_name, net/core/dev.c), but neither nft nor iptables could be told of it.
+    if len(text.encode()) > _INTERFACE_NAME_MOST or not text.isprintable() or re.search(r"[/:\s\"'\\*]", text):
+        raise ValueError(
+            f"an interface name: {_INTERFACE_NAME_MOST} bytes at most, no blank, slash, colon, star, backslash or quote"
+        )
     return text
 
 
@@ -457,6 +465,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
             "boolean", "true", "count new connections for each Service port"),
     Setting("netagent.serviceMetricsMost", "service_metrics_most", _integer(0, 100_000),
             "series, 0 to 100000", "2000", "Service ports with a counter of their own; the others share one"),
+    Setting("netagent.tableOwnership", "table_ownership", _flag,
+            "boolean", "true", "nobody but the agent can change its nftables tables while it runs"),
     Setting("netagent.iptablesVariant", "iptables_variant", _text(_choice(_VARIANTS)),
             "auto, legacy or nft", "auto", "mode iptables: the implementation of xtables to write to"),
     Setting("netagent.socketGroup", "socket_group", _text(_group),

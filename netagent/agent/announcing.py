@@ -31,6 +31,7 @@ class _Topic(NamedTuple):
 
 
 _QUARANTINED: Final = _Topic("Quarantined", "Read", shared=True)
+_REFUSED: Final = _Topic("KernelRefused", "Program")
 _SOURCE_RANGE: Final = _Topic("SourceRangeIgnored", "Read", shared=True)
 _CLAIMED: Final = _Topic("FrontendClaimed", "Program", shared=True)
 # Reasons of kube-proxy, so that what watches for them goes on doing so.
@@ -126,6 +127,8 @@ class Announcing(loop.Observer):
             self._record(self._announcement(_STARTING, self._node_key, note))
         if report.planned is None or report.planned:
             self._replace(_CLAIMED, self._claim_notes())
+        because = "set aside, the others go on; what this node had of it stays: "
+        self._replace(_REFUSED, {(Kind.SERVICE, owner): because + why for owner, why in report.refused.items()})
 
     def failed(self, error: errors.NetagentError) -> None:
         self._in_sync = True  # the loop syncs only then

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
+from netagent import processes
 from netagent.plan import frontends, node
 
 
@@ -27,9 +28,18 @@ class Committed(Protocol):
     @property
     def transactions(self) -> int: ...
 
+    @property
+    def conflicts(self) -> int:
+        """How often others had committed between our reading and our writing."""
+
 
 class Backend(Protocol):
     """A data plane: what the kernel holds of ours, what it should hold, and the way from the one to the other."""
+
+    @property
+    def owner_port(self) -> int | None:
+        """The netlink port of the socket that commits, by which tables name their owner; None where there are no
+        tables of ours."""
 
     def read(self) -> None:
         """Read from the kernel what it holds of ours."""
@@ -40,7 +50,7 @@ class Backend(Protocol):
     def moved(self) -> bool:
         """Whether others may have done something to what is ours. Costs little."""
 
-    def follow(self) -> tuple[str, ...] | None:
+    def follow(self) -> tuple[processes.Process, ...] | None:
         """Take over what others did; who it was, as far as that is known. None if they did nothing to what is ours."""
 
     def audit(self, done: Callable[[], None]) -> None:
@@ -69,6 +79,10 @@ class Backend(Protocol):
 
     def commit(self) -> Committed:
         """Make the kernel's rules the desired ones. CommitRejectedError if it refuses."""
+
+    def at_fault(self) -> frozenset[frontends.FrontendKey]:
+        """The frontends for one of which the last commit was refused; none if that cannot be told, or it was nobody's
+        fault."""
 
     def cleanup(self) -> bool:
         """Remove all that is ours; whether there was anything."""

@@ -31,22 +31,23 @@ class Opened(NamedTuple):
     settings: settings.Settings
 
 
-def opened(wanted: settings.Settings) -> Opened:
-    """The data plane that the settings ask for, the kernel checked.
+def opened(wanted: settings.Settings, *, to_stay: bool = False) -> Opened:
+    """The data plane that the settings ask for, the kernel checked. `to_stay`: for an agent, which owns its tables if
+    the settings and the kernel let it; a command that ends leaves it as it is.
 
     UnsupportedError if the host does not have it, PrivilegeError without CAP_NET_ADMIN.
     """
     families = [addresses.Family(family) for family in wanted.families]
     if wanted.mode is settings.Mode.IPTABLES:
         return Opened(_iptables(wanted, families), _serving(wanted, families))
-    from netagent.nftables import backend, probe
+    from netagent.nftables import backend, netlink, probe
 
-    tables = backend.Backend(affinity_clients=wanted.affinity_clients)
-    try:
-        return Opened(tables, _serving(wanted, probe.usable(tables.socket, families)))
-    except BaseException:
-        tables.close()
-        raise
+    with netlink.NftablesSocket() as socket:
+        usable = probe.usable(socket, families)
+        owns = to_stay and wanted.table_ownership and probe.can_own(socket, usable[0])
+    if to_stay and wanted.table_ownership and not owns:
+        log.info("this kernel has no owners of tables (Linux 6.9); foreign changes are repaired instead")
+    return Opened(backend.Backend(affinity_clients=wanted.affinity_clients, owns=owns), _serving(wanted, usable))
 
 
 def _serving(wanted: settings.Settings, families: list[addresses.Family]) -> settings.Settings:

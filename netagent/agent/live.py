@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ from netagent.agent import (
     telling,
 )
 from netagent.agent.health import checks, pages, server, servers, state
+from netagent.agent.local import serving
 from netagent.agent.metrics import collectors, connections
 from netagent.model import addresses
 from netagent.nftables import counters, netlink
@@ -55,11 +57,12 @@ def agent(
     access: Access,
     flags: Mapping[str, str],
     read: Callable[[], settings.Settings],
+    local: socket.socket | None = None,
 ) -> Iterator[loop.Loop]:
     """A loop that follows the API server, with its health and metrics servers listening.
 
-    `read` reads the configuration again. ConfigError when there is no way to reach an API server. On leaving,
-    everything has ended but the rules.
+    `read` reads the configuration again; `local` is the local socket, listening (None: there is none). ConfigError when
+    there is no way to reach an API server. On leaving, everything has ended but the rules.
     """
     pace = collector.CollectorPace()
     notifier = notify.Notifier(os.environ)
@@ -151,6 +154,9 @@ def agent(
         feed = api_feed.ApiFeed(source, listen=hear)
         stack.callback(feed.close)
         stack.enter_context(events_out)  # ends before the connection does, which would look like trouble
+        chronicle = stack.enter_context(
+            serving.serving(local, reconcile, node_name=node_name, source=feed, health=health.report)
+        )
         teller.count_quarantined(lambda: feed.quarantined)
         teller.ask_staleness(feed.staleness)
 
@@ -179,7 +185,7 @@ def agent(
                 local_addresses=reconciler.node_port_addresses(reconcile, local=_current(host))
             ),
             pace=loop.pace_of(wanted),
-            observers=[teller, watching, announcer, pace, dataplanes.Retiring(reconcile.backend)],
+            observers=[teller, watching, announcer, pace, dataplanes.Retiring(reconcile.backend), chronicle],
             reload=reload_and_tell,
             addresses=host,
         )

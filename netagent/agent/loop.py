@@ -329,6 +329,8 @@ class Loop:
         self._news_not_before = now = self._clock()
         if report.operations:
             self._not_before = now + self._pace.pause
+        if report.again_in is not None:
+            self._next_resync = min(self._next_resync, now + report.again_in)
         if report.stale_flows:
             self._sweeper.submit(report.stale_flows)
         self._try("log", lambda: self._log(report))

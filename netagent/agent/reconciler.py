@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
-from netagent import conntrack, errors, settings
-from netagent.agent import backends, planner
+from netagent import conntrack, errors, processes, settings
+from netagent.agent import backends, drift, planner, refusals
 from netagent.model import addresses, objects
 
 log = logging.getLogger(__name__)
 
-# A whole table that is gone is not told element by element.
-_DRIFT_LINES = 20
+# So many Services are set aside in one sync at most; more of them are hardly all at fault.
+_SET_ASIDE_MOST = 16
 
 
 class SyncReport(NamedTuple):
@@ -22,7 +23,9 @@ class SyncReport(NamedTuple):
 
     `changes` are those that the kernel now has, also of syncs that failed before; `planned` names the Services that
     were planned anew since the last sync that succeeded, None is all of them. `drift` counts the operations that put
-    right what somebody else had done to our tables.
+    right what somebody else had done to our tables; `conflicts`, how often others committed between our reading and our
+    writing. `refused` has the Services that the kernel does not take, and why; the first of them is tried again in
+    `again_in` seconds.
     """
 
     operations: int
@@ -32,16 +35,20 @@ class SyncReport(NamedTuple):
     changes: tuple[conntrack.FrontendChange, ...] = ()
     planned: frozenset[objects.ServiceName] | None = None
     drift: int = 0
+    conflicts: int = 0
+    refused: Mapping[objects.ServiceName, str] = MappingProxyType({})
+    again_in: float | None = None
 
 
 class Reconciler:
     """Keeps the kernel equal to the plan.
 
-    Owns: the plan and the backend. Use: change `planner.store`, then `sync`; a sync that failed is repeated, and does
-    what it left undone.
-    Goals: nothing that failed is forgotten, also when it failed in a way that nobody expected: then the next sync plans
-    everything anew, and reads the kernel's tables, as a fresh process would; a sync without change sends nothing to the
-    kernel.
+    Owns: the plan, the backend, the journal of what others did to our rules (`drift`), and the Services that the
+    kernel refuses (`refusals`). Use: change `planner.store`, then `sync`; a sync that failed is repeated, and does what
+    it left undone.
+    Goals: a Service of which the kernel refuses something keeps what it had, and all others go on; nothing that failed
+    is forgotten, also when it failed in a way that nobody expected: then the next sync plans everything anew, and reads
+    the kernel's tables, as a fresh process would; a sync without change sends nothing to the kernel.
     Threading: none.
     """
 
@@ -57,6 +64,8 @@ class Reconciler:
         self.backend: backends.Backend = backend
         self._protocols = stale_flow_protocols
         self._clock = clock
+        self.drift = drift.Journal()
+        self.refusals = refusals.Refusals(clock=clock)
         self._uncommitted: list[conntrack.FrontendChange] = []
         self._planned: set[objects.ServiceName] | None = set()
         self._drift = 0
@@ -77,14 +86,16 @@ class Reconciler:
         """Bring the desired tables up to date, and the mirror of the kernel's if anybody else touched them."""
         if self._doubtful:
             self._begin_anew()
-        processes = self.backend.follow()
-        if processes is not None and not self._first:
-            self._log_drift(processes)
+        by = self.backend.follow()
+        if by is not None and not self._first:
+            self._note_drift(by)
         replanned = self.planner.replan()
         if replanned.rules is not None:
             self.backend.set_rules(replanned.rules)
         self.backend.update((change.key for change in replanned.changes), self.planner.forwarding.frontends)
         self._uncommitted += replanned.changes
+        changed = replanned.planned if replanned.planned is not None else self.refusals.reasons
+        self.refusals.retry(self.backend, self.planner.forwarding.frontends, changed=changed)
         if replanned.planned is None:
             self._planned = None
         elif self._planned is not None:
@@ -96,16 +107,20 @@ class Reconciler:
         try:
             self.prepare()
             withdrawn = self._withdrawn() if self._first else []
-            commit = self.backend.commit()
+            commit = self._commit()
         except errors.NetagentError:
             raise  # the plan is whole, and the backend knows what it does not know
         except Exception:
             self._doubtful = True
             raise
-        stale = (*withdrawn, *conntrack.stale_flow_rules(self._uncommitted, self._protocols))
-        changes, planned = tuple(self._uncommitted), self._planned
-        drift, self._drift = self._drift, 0
-        self._uncommitted, self._planned = [], set()
+        self.refusals.committed()
+        self.drift.repaired()
+        refused = self.refusals.keys
+        changes = tuple(change for change in self._uncommitted if change.key not in refused)
+        stale = (*withdrawn, *conntrack.stale_flow_rules(changes, self._protocols))
+        planned, repaired, self._drift = self._planned, self._drift, 0
+        self._uncommitted = [change for change in self._uncommitted if change.key in refused] if refused else []
+        self._planned = set()
         self._first = False
         return SyncReport(
             commit.operations,
@@ -114,30 +129,47 @@ class Reconciler:
             stale,
             changes,
             None if planned is None else frozenset(planned),
-            drift,
+            repaired,
+            commit.conflicts,
+            self.refusals.reasons,
+            self.refusals.seconds_to_retry(),
         )
+
+    def _commit(self) -> backends.Committed:
+        """Commit; without the Services at fault, if it is refused for some. CommitRejectedError if it is nobody's."""
+        for _ in range(_SET_ASIDE_MOST):
+            try:
+                return self.backend.commit()
+            except errors.CommitRejectedError as error:
+                if not self._set_aside_for(error):
+                    raise
+        return self.backend.commit()
+
+    def _set_aside_for(self, error: errors.CommitRejectedError) -> bool:
+        """Set aside whose operation was refused; False if there is nobody new to set aside."""
+        planned = self.planner.forwarding.frontends
+        owners = {planned[key].owner.owner for key in self.backend.at_fault() if key in planned}
+        done = [
+            self.refusals.set_aside(owner, error, backend=self.backend, uncommitted=self._uncommitted, planned=planned)
+            for owner in sorted(owners)
+        ]
+        return any(done)
 
     def _begin_anew(self) -> None:
         """Something broke in the middle: what is planned and what is lowered may be half of anything. Start from the
         Store and the kernel, as a fresh process does."""
         self.backend.begin_anew()
         self.planner.begin_anew()
+        self.refusals.forget()
         self._first = True
         self._doubtful = False
 
-    def _log_drift(self, processes: tuple[str, ...]) -> None:
-        """Name what somebody else changed in our tables, and who; the next commit repairs it."""
-        drift = self.backend.pending()
-        if not drift:
-            return
-        self._drift = drift.count
-        lines = list(self.backend.describe())
-        facts = {"operations": drift.count, "by": ", ".join(processes) or "unknown"}
-        log.warning("somebody changed our tables; repairing", extra=facts)
-        for line in lines[:_DRIFT_LINES]:
-            log.warning("drift: %s", line)
-        if len(lines) > _DRIFT_LINES:
-            log.warning("drift: and %d lines more", len(lines) - _DRIFT_LINES)
+    def _note_drift(self, by: tuple[processes.Process, ...]) -> None:
+        """Note what somebody else changed in our rules, and who; the next commit repairs it."""
+        pending = self.backend.pending()
+        if pending:
+            self._drift = pending.count
+            self.drift.found(by, pending.count, self.backend.describe())
 
     def _withdrawn(self) -> list[conntrack.StaleFlows]:
         """Frontends that a previous process served and that have no endpoints now."""

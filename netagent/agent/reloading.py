@@ -28,6 +28,8 @@ AT_START: Final = frozenset(
         "service_metrics",
         "service_metrics_most",
         "iptables_variant",
+        "table_ownership",
+        "socket_group",
     }
 )
 # What takes effect at once, as a whole or in the parts that are used while the agent runs.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from netagent import conntrack, errors
@@ -59,6 +60,7 @@ class Telling(loop.Observer):
         self._listening_ports: list[health.HealthCheckPort] = []
         self._next_listen = 0.0
         self._ready = False
+        self._refused = 0
         self._complaints: dict[str, frozenset[str]] = {}  # by what they are about
 
     def count_quarantined(self, count: Callable[[], Mapping[str, int]]) -> None:
@@ -79,7 +81,11 @@ class Telling(loop.Observer):
                 self._trigger(event)
             if isinstance(event, events.Listed):
                 self._agent.source(event.kind, in_sync=True)
-        self._metrics.quarantined(self._quarantined())
+        self._count_quarantined()
+
+    def _count_quarantined(self) -> None:
+        """What cannot be read, and what the kernel does not take."""
+        self._metrics.quarantined(Counter(self._quarantined()) + Counter({str(Kind.SERVICE): self._refused}))
 
     def _trigger(self, event: events.Event) -> None:
         match event:
@@ -140,6 +146,11 @@ class Telling(loop.Observer):
         self._metrics.silent.update(report.changes)
         if report.drift:
             self._metrics.drift_repaired(report.drift)
+        if self._refused != len(report.refused):
+            self._refused = len(report.refused)
+            self._count_quarantined()
+        for _ in range(report.conflicts):
+            self._metrics.generation_conflict()
         if report.planned is None or report.planned:
             self._metrics.conflicts(len(self._planner.forwarding.conflicts()))
         self._update_checks(report.planned)
@@ -149,8 +160,6 @@ class Telling(loop.Observer):
 
     def failed(self, error: errors.NetagentError) -> None:
         self._metrics.sync_failed(seconds=0.0, full=False)
-        if isinstance(error, errors.StaleGenerationError):
-            self._metrics.generation_conflict()
         self._notifier.status(f"sync failed: {error}")
 
     def dropped(self, report: conntrack.CleanReport, seconds: float) -> None:

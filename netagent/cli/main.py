@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -38,10 +39,12 @@ Exit codes:
 
 # Commands in modules of their own, loaded when they are asked for.
 _ELSEWHERE: Final[dict[str, str]] = {
-    "get": "netagent.cli.get",
-    "status": "netagent.cli.status",
+    "explain": "netagent.cli.explain",
     "completion": "netagent.cli.completion",
     "doctor": "netagent.cli.doctor",
+    "get": "netagent.cli.get",
+    "status": "netagent.cli.status",
+    "trace": "netagent.cli.trace",
 }
 
 
@@ -124,12 +127,14 @@ def diff(output: str, **given: Any) -> None:
 def sync(**given: Any) -> None:
     """Bring the kernel in line once."""
     from netagent import conntrack
-    from netagent.agent import dataplanes, reconciler
+    from netagent.agent import dataplanes, presence, reconciler
 
     source = options.source_of(**given)
-    with _reconciler(source) as reconcile:
+    with presence.claimed(), _reconciler(source) as reconcile:
         report = reconcile.sync()
         _report_conflicts(reconcile.planner)
+        for owner, reason in report.refused.items():
+            options.say(f"set aside: Service {owner}: {reason}")
         options.say(
             f"{report.operations} operations in {report.transactions} transactions, {report.seconds * 1000:.1f} ms"
         )
@@ -150,7 +155,7 @@ def run(master: str | None, **given: Any) -> None:
 
     Ends on SIGTERM or SIGINT and leaves the rules in place. SIGHUP makes it read its configuration again.
     """
-    from netagent.agent import loop
+    from netagent.agent import loop, presence
 
     faulthandler.enable()  # a watchdog's SIGABRT leaves a trace
     hangups = _until_it_runs()
@@ -159,11 +164,11 @@ def run(master: str | None, **given: Any) -> None:
     if given["path"] and (master or given["kubeconfig"]):
         raise errors.ConfigError("-f and --kubeconfig or --master name two sources; give one")
     source = options.source_of(**given)
-    with _reconciler(source, load=False) as reconcile:
+    with presence.claimed() as listening, _reconciler(source, to_stay=True) as reconcile:
         following = (
-            _following_files(source.path, reconcile, source, given)
+            _following_files(source.path, reconcile, source, given, listening)
             if source.path
-            else _following_server(reconcile, source, master, given)
+            else _following_server(reconcile, source, master, given, listening)
         )
         with following as running:
             loop.follow_signals(running, ending=_end_in_time)
@@ -203,27 +208,39 @@ def _end() -> None:
 
 @contextmanager
 def _following_files(
-    path: str, reconcile: reconciler.Reconciler, source: options.Source, given: dict[str, Any]
+    path: str,
+    reconcile: reconciler.Reconciler,
+    source: options.Source,
+    given: dict[str, Any],
+    listening: socket.socket | None,
 ) -> Iterator[loop.Loop]:
-    """A loop that follows manifests."""
+    """A loop that follows manifests, and answers on its local socket."""
     from netagent import conntrack
     from netagent.agent import collector, dataplanes, feed, loop, reconciler, reloading
+    from netagent.agent.local import serving
 
     again = reloading.Reloading(reconcile, lambda: options.source_of(**given).wanted, configured=source.wanted.families)
-    with closing(feed.DirectoryFeed(path)) as manifests:
+    with (
+        closing(feed.DirectoryFeed(path)) as manifests,
+        serving.serving(listening, reconcile, node_name=source.node_name, source=manifests) as chronicle,
+    ):
         yield loop.Loop(
             manifests,
             reconcile,
             cleaner=conntrack.FlowCleaner(local_addresses=reconciler.node_port_addresses(reconcile)),
             pace=loop.pace_of(source.wanted),
-            observers=[collector.CollectorPace(), dataplanes.Retiring(reconcile.backend)],
+            observers=[collector.CollectorPace(), dataplanes.Retiring(reconcile.backend), chronicle],
             reload=again.reload,
         )
 
 
 @contextmanager
 def _following_server(
-    reconcile: reconciler.Reconciler, source: options.Source, master: str | None, given: dict[str, Any]
+    reconcile: reconciler.Reconciler,
+    source: options.Source,
+    master: str | None,
+    given: dict[str, Any],
+    listening: socket.socket | None,
 ) -> Iterator[loop.Loop]:
     """A loop that follows an API server."""
     from netagent.agent import live
@@ -238,6 +255,7 @@ def _following_server(
         access=access,
         flags=flags,
         read=lambda: options.source_of(**given).wanted,
+        local=listening,
     ) as running:
         yield running
 
@@ -275,9 +293,10 @@ def cleanup(kube_proxy: bool) -> None:
 
     Takes the options of the other commands; none of them matters: every mode and every family goes.
     """
-    from netagent.agent import dataplanes
+    from netagent.agent import dataplanes, presence
 
-    retired = dataplanes.retire_predecessors(None)
+    with presence.claimed():
+        retired = dataplanes.retire_predecessors(None)
     removed = [f"removed the rules of mode {name}" for name in retired.removed]
     failed = list(retired.failed)
     if kube_proxy:
@@ -339,12 +358,12 @@ def _planned(source: options.Source) -> planner.Planner:
 
 
 @contextmanager
-def _reconciler(source: options.Source, *, load: bool = True) -> Iterator[reconciler.Reconciler]:
-    """A reconciler on this network namespace, the kernel checked and read."""
+def _reconciler(source: options.Source, *, to_stay: bool = False) -> Iterator[reconciler.Reconciler]:
+    """A reconciler on this network namespace, the kernel checked. `to_stay`: for an agent, whose objects come later."""
     from netagent.agent import dataplanes, planner, reconciler
 
-    plan = _planned(source) if load else planner.Planner(source.wanted, node_name=source.node_name)
-    opened = dataplanes.opened(source.wanted)
+    plan = planner.Planner(source.wanted, node_name=source.node_name) if to_stay else _planned(source)
+    opened = dataplanes.opened(source.wanted, to_stay=to_stay)
     with closing(opened.backend):
         plan.use(opened.settings)
         protocols = reconciler.stale_flow_protocols(source.wanted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from netagent import errors
+from netagent import errors, processes
 from netagent.iptables import diff, legacy, loopback, notice, readback, tables, text, tools
 from netagent.model import addresses
 from netagent.plan import frontends, node
@@ -33,6 +33,7 @@ class Commit(NamedTuple):
     operations: int
     transactions: int
     bytes: int
+    conflicts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Backend:
         """Whether others may have done something to what is ours. Costs little: see `notice`."""
         return not self._known or self._audit_found or self._notice.moved()
 
-    def follow(self) -> tuple[str, ...] | None:
+    def follow(self) -> tuple[processes.Process, ...] | None:
         """Take over what others did; who it was, as far as that is known. None if they did nothing to what is ours."""
         if not self.moved():
             return None
@@ -254,6 +255,13 @@ class Backend:
         report = self._commit(pending)
         self.tables.settled()
         return report
+
+    def at_fault(self) -> frozenset[frontends.FrontendKey]:
+        return frozenset()  # the tools name a line, and refuse what is wrong with all of a table
+
+    @property
+    def owner_port(self) -> None:
+        return None  # chains of xtables have no owners
 
     def cleanup(self) -> bool:
         """Remove all that is ours in the tables of this variant, whatever it is; True if there was anything."""

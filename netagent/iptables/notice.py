@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from netagent import errors
+from netagent import errors, processes
 from netagent.iptables import legacy, lock, readback, ruleset, text, variant
 from netagent.model import addresses
 from netagent.nftables import constants as c
@@ -43,7 +43,7 @@ class Notice(Protocol):
     def moved(self) -> bool:
         """Whether others may have touched our chains or our jumps since `begin`. True before it. Costs little."""
 
-    def who(self) -> tuple[str, ...]:
+    def who(self) -> tuple[processes.Process, ...]:
         """Names and ids of who it was, as far as that is known."""
 
     def take(self) -> frozenset[Chain] | None:
@@ -72,7 +72,7 @@ class NftNotice:
         self._uncertain_since: float | None = None
         self._news = False
         self._chains: set[Chain] | None = set()
-        self._who: dict[str, None] = {}
+        self._who: dict[processes.Process, None] = {}
 
     def watch(self) -> int | None:
         if self._listener is None:
@@ -135,7 +135,7 @@ class NftNotice:
         elif self._chains is not None:
             self._chains.add((message.family, ruleset.ChainName(table, chain)))
 
-    def who(self) -> tuple[str, ...]:
+    def who(self) -> tuple[processes.Process, ...]:
         return tuple(self._who)
 
     def take(self) -> frozenset[Chain] | None:
@@ -236,7 +236,7 @@ class LegacyNotice:
             self._news = True
         return self._news or self._sizes is None or self._look() != self._sizes
 
-    def who(self) -> tuple[str, ...]:
+    def who(self) -> tuple[processes.Process, ...]:
         return ()
 
     def take(self) -> frozenset[Chain] | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from netagent import errors
+from netagent import errors, escaping
 from netagent.iptables import ruleset
 from netagent.model import addresses
 
@@ -79,7 +79,7 @@ def tables(text: str, *, strict: bool = True) -> Iterator[SavedTable]:
     """
     table: SavedTable | None = None
     chains: dict[str, list[str]] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in _lines(text):
         if line.startswith("-A "):
             chain, _, rule = line[3:].partition(" ")
             found = chains.get(chain)
@@ -117,7 +117,46 @@ def tables(text: str, *, strict: bool = True) -> Iterator[SavedTable]:
         else:
             raise _garbage(number, line, "no line of iptables-save")
     if table is not None:
-        raise ReadbackError(f"the text of iptables-save ends in the middle of table {table.name}; reading it again")
+        name = _shown(table.name)
+        raise ReadbackError(f"the text of iptables-save ends in the middle of table {name}; reading it again")
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers. A rule whose comment has line ends in it is one line: iptables-save prints them as
+    they are, and whoever writes comments must not be able to write rules."""
+    begun: list[str] = []
+    first = 0
+    for number, piece in enumerate(text.split("\n"), 1):
+        if begun:
+            begun.append(piece)
+            if not _ends_within_quotes(piece, begins_within=True):
+                yield first, "\n".join(begun)
+                begun = []
+        elif '"' in piece and _is_rule(piece) and _ends_within_quotes(piece.partition("-A ")[2].partition(" ")[2]):
+            begun, first = [piece], number
+        else:
+            yield number, piece
+    if begun:
+        yield first, "\n".join(begun)
+
+
+def _is_rule(line: str) -> bool:
+    return line.startswith("-A ") or (line.startswith("[") and "] -A " in line)
+
+
+# Quotation marks begin a word, those in it have a backslash. Names of chains have none, whatever is in them.
+_WORDS = re.compile(r'(?<![^ ])(?:-[jg] [^ ]+|"[^"\\]*(?:\\.[^"\\]*)*("?))', re.DOTALL)
+_REST_OF_QUOTED = re.compile(r'[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
+
+def _ends_within_quotes(words: str, *, begins_within: bool = False) -> bool:
+    start = 0
+    if begins_within:
+        closed = _REST_OF_QUOTED.match(words)
+        if closed is None:
+            return True
+        start = closed.end()
+    return any(found[0].startswith('"') and not found[1] for found in _WORDS.finditer(words, start))
 
 
 def read(text: str, family: addresses.Family) -> Actual:
@@ -143,7 +182,7 @@ def read_chain(text: str, name: str) -> ruleset.Rules:
     """The rules of a chain in a text of `iptables -S`. ReadbackError if it is none of this chain."""
     rules: list[str] = []
     declared = False
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _lines(text):
         if line.startswith(f"-A {name} ") or line == f"-A {name}":
             rules.append(line[len(name) + 4 :].rstrip(" "))
         elif line.startswith((f"-P {name} ", f"-N {name}")):
@@ -185,5 +224,9 @@ def _look_for_incompatibility(line: str) -> None:
 
 
 def _garbage(number: int, line: str, what: str) -> ReadbackError:
-    shown = line if len(line) <= 120 else line[:120] + "..."
-    return ReadbackError(f"line {number} of iptables-save is {what}: {shown!r}; reading it again")
+    return ReadbackError(f"line {number} of iptables-save is {what}: '{_shown(line)}'; reading it again")
+
+
+def _shown(text: str) -> str:
+    """Text that others may have made, fit for a message."""
+    return escaping.printable(text if len(text) <= 120 else text[:120] + "...")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -125,7 +124,7 @@ def observation(variant: Variant) -> Observation | None:
         if variant is Variant.LEGACY and not legacy_tables(family):
             continue  # listing would do no harm, but there is nothing
         text = tools.save(variant, family)
-        rules += sum(line.startswith("-A") for line in text.splitlines())
+        rules += sum(line.startswith("-A") for line in text.split("\n"))
         kubelet = kubelet or any(f":{chain} " in text for chain in KUBELET_CHAINS)
     return Observation(variant, rules, kubelet)
 
@@ -145,10 +144,10 @@ def default_of_host() -> Variant:
     if path is None:
         return Variant.NFT
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+        said = subprocess.run([path, "--version"], capture_output=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
         return Variant.NFT
-    return Variant.NFT if re.search(r"\(nf_tables\)", said) else Variant.LEGACY
+    return Variant.NFT if b"(nf_tables)" in said else Variant.LEGACY
 
 
 def _mixture_beside(variant: Variant, other: Observation | None) -> str:

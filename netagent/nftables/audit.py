@@ -42,7 +42,14 @@ class Audit:
     ) -> None:
         self._remembered = {
             family: readback.ActualTable(
-                family, table.exists, table.dormant, dict(table.sets), dict(table.chains), _copied(table.elements)
+                family,
+                table.exists,
+                table.dormant,
+                dict(table.sets),
+                dict(table.chains),
+                _copied(table.elements),
+                table.persistent,
+                table.owner,
             )
             for family, table in remembered.items()
         }
@@ -77,8 +84,7 @@ class Audit:
         keys: list[tuple[addresses.Family, str, bytes]] = []
         for family, remembered in self._remembered.items():
             actual = readback.read_table(socket, family, {})
-            structure = (actual.exists, actual.dormant, actual.sets, actual.chains)
-            if structure != (remembered.exists, remembered.dormant, remembered.sets, remembered.chains):
+            if actual.structure != remembered.structure:
                 families.add(family)
             for name, elements in remembered.elements.items():
                 if name in actual.sets:

@@ -7,15 +7,17 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from netagent import errors
+from netagent import errors, processes
 from netagent.model import addresses
 from netagent.nftables import (
     capacity,
+    culprits,
     diff,
     layout,
     lower,
     mirror,
     netlink,
+    owner,
     readback,
     report,
     ruleset,
@@ -27,13 +29,25 @@ from netagent.nftables import (
 )
 from netagent.plan import frontends, node
 
+# A commit that depends on what was read is tried so often with the generation of that; then without.
+_GUARDED_ATTEMPTS = 4
+# Refusals that no single operation can help.
+_NOBODYS_FAULT = frozenset(
+    {errno.EPERM, errno.ENOMEM, errno.ENOBUFS, errno.EMSGSIZE, errno.EINTR, errno.EAGAIN, errno.EIO, errno.ECONNREFUSED}
+)
+_ERESTART = 85  # linux/errno.h; Python has no name for it
+
 
 class Commit(NamedTuple):
-    """What a commit did: number of single operations, of transactions, and bytes sent."""
+    """What a commit did: number of single operations, of transactions, and bytes sent.
+
+    `conflicts`: how often others had committed between our reading and our writing, so that we looked again.
+    """
 
     operations: int
     transactions: int
     bytes: int
+    conflicts: int = 0
 
 
 class Backend:
@@ -44,23 +58,32 @@ class Backend:
     see what differs and `commit` to make it so. `follow` whenever `moved` says that others did something.
     Goals: frontends change in one transaction, between one with the shapes that are new and those that take away the
     shapes that are not needed any more; nothing that the kernel refused is forgotten; a family that is not served has
-    no table.
+    no table. With `owns`, nobody but this process can change the tables while it lives.
     Threading: none.
     """
 
-    def __init__(self, *, affinity_clients: int) -> None:
+    def __init__(self, *, affinity_clients: int, owns: bool = False) -> None:
         self.socket = netlink.NftablesSocket()
         self.tables = tables.Tables(affinity_clients=affinity_clients)
         self.mirror = mirror.Mirror(self.socket, affinity_clients=affinity_clients)
+        self._owns = owns
+        self._at_fault: frozenset[frontends.FrontendKey] = frozenset()
 
     def close(self) -> None:
         self.mirror.close()
         self.socket.close()
 
+    @property
+    def owner_port(self) -> int:
+        """The netlink port of our socket, by which tables name their owner."""
+        return self.socket.port
+
     # What the kernel holds
 
     def read(self) -> None:
-        """Read our tables from the kernel. PrivilegeError without CAP_NET_ADMIN."""
+        """Read our tables from the kernel. PrivilegeError without CAP_NET_ADMIN, HeldError if they are somebody's."""
+        if self._owns:
+            owner.adopt(self.socket)  # first, so that nobody changes what we read
         self.mirror.read()
         self.tables.unsettled()
 
@@ -72,7 +95,7 @@ class Backend:
         """Whether others have done anything to our tables (without `watch`: to any) since our last look."""
         return self.mirror.behind()
 
-    def follow(self) -> tuple[str, ...] | None:
+    def follow(self) -> tuple[processes.Process, ...] | None:
         """Take over what others did to our tables, for the next commit to put it right; None if they did nothing.
 
         Returns the processes that did it, as far as the kernel told.
@@ -81,7 +104,7 @@ class Backend:
         if edits is None:
             return None
         self.tables.edited(edits.families, edits.chains, edits.keys)
-        return edits.processes
+        return edits.by
 
     def audit(self, done: Callable[[], None]) -> None:
         """Compare everything that we remember with the kernel, in another thread, and call `done` there at the end;
@@ -130,7 +153,7 @@ class Backend:
             actual = self.mirror.table(family)
             lowered = self.tables.lowered.get(family)
             if lowered:
-                result += _operations(lowered, actual)
+                result += _operations(lowered, actual, owned=self._owns)
             elif actual.exists:
                 result += transaction.Transaction((transaction.DeleteTable(family),))
         return result
@@ -147,15 +170,36 @@ class Backend:
     def commit(self) -> Commit:
         """Commit what is pending; nothing if there is nothing.
 
-        CommitRejectedError names the operation that the kernel refused. Then the kernel holds what it held (or, of
-        a change too large for one transaction, a safe part of it), and the next commit reads it again first.
+        What depends on what was read is refused by the kernel if others have committed since; then it is looked at
+        again, a few times, and in the end committed all the same: our tables are ours. What is refused for another
+        reason is tried once more when everything has been read anew, as memory may have been wrong.
+        CommitRejectedError names the operation that the kernel still refused, and `at_fault` whose it is. Then the
+        kernel holds what it held (or, of a change too large for one transaction, a safe part of it), and the next
+        commit reads it again first.
         """
-        if not self.mirror.known:
-            self.read()
-        pending = self.pending()
-        report = self._commit(pending) if pending else Commit(0, 0, 0)
-        self.tables.settled()
-        return report
+        self._at_fault = frozenset()
+        conflicts = 0
+        while True:
+            if not self.mirror.known:
+                self.read()
+            fresh = self.mirror.fresh
+            pending = self.pending()
+            try:
+                report = self._commit(pending, guarded=conflicts < _GUARDED_ATTEMPTS) if pending else Commit(0, 0, 0)
+            except errors.StaleGenerationError:
+                conflicts += 1
+                self.follow()
+            except errors.CommitRejectedError:
+                if fresh:
+                    raise
+            else:
+                self.tables.settled()
+                return report._replace(conflicts=conflicts)
+
+    def at_fault(self) -> frozenset[frontends.FrontendKey]:
+        """The frontends for one of which the last commit was refused; none if the kernel did not say, or it was
+        nobody's fault."""
+        return self._at_fault
 
     def cleanup(self) -> bool:
         """Delete our tables, whatever is in them; True if there were any."""
@@ -166,15 +210,18 @@ class Backend:
             self.tables.unsettled()
         return bool(existing)
 
-    def _commit(self, pending: transaction.Transaction) -> Commit:
+    def _commit(self, pending: transaction.Transaction, *, guarded: bool = False) -> Commit:
         transactions = sent = 0
+        guard = self.mirror.guard if guarded else None
         self.mirror.expect(pending.count)
         for step in pending.steps():
             for units in self._sendable(step):
                 raw = [message for _, messages in units for message in messages]
                 sent += sum(map(len, raw))
                 transactions += 1
-                failures = self.socket.commit(raw)
+                failures = self.socket.commit(raw, generation=guard if transactions == 1 else None)
+                if failures and failures[0].errno == _ERESTART and transactions == 1:
+                    raise errors.StaleGenerationError(failures[0].text, errno=_ERESTART)
                 if failures:
                     raise self._rejected(failures[0], units)
         self.mirror.applied(pending, commits=transactions)
@@ -201,9 +248,12 @@ class Backend:
         self.tables.unsettled()
         self.mirror.forget()
         if failure.errno == errno.EPERM:
-            return mirror.privilege_error()
+            return owner.held_error(self.socket) or mirror.privilege_error()
         total = sum(transaction.operations_in(operation) for operations, _ in units for operation in operations)
-        culprit = _operation_at(units, failure.position)
+        at = culprits.find(((unit.operations, unit.messages) for unit in units), failure)
+        culprit = at.text if at else None
+        if at and failure.errno not in _NOBODYS_FAULT:
+            self._at_fault = culprits.users(at.operation, self.tables.lowered)
         what = f": '{culprit}' failed" if culprit else ""
         return errors.CommitRejectedError(
             f"the kernel refused {total} operations on table {ruleset.TABLE_NAME}{what}: {failure.text}; "
@@ -213,12 +263,12 @@ class Backend:
         )
 
 
-def _operations(lowered: lower.Lowering, actual: readback.ActualTable) -> transaction.Transaction:
+def _operations(lowered: lower.Lowering, actual: readback.ActualTable, *, owned: bool) -> transaction.Transaction:
     lowered.fit({name: held.size for name, held in actual.sets.items()})
-    pending = diff.operations(lowered.table, actual, lowered.touched, chains=lowered.reshaped)
+    pending = diff.operations(lowered.table, actual, lowered.touched, chains=lowered.reshaped, owned=owned)
     if capacity.overflows(pending, actual):
         lowered.fit({})
-        pending = diff.operations(lowered.table, actual)
+        pending = diff.operations(lowered.table, actual, owned=owned)
     return pending
 
 
@@ -250,17 +300,3 @@ def _togetherness(operation: transaction.Operation) -> object:
             return family, name
         case _:
             return id(operation)
-
-
-def _operation_at(units: list[_Unit], position: int) -> str | None:
-    """Text of the operation that a message belongs to: its first line, and how many more there are."""
-    for operation in (operation for unit in units for operation in unit.operations):
-        messages = sum(1 for _ in wire.messages(operation))
-        if 0 <= position < messages:
-            lines = list(text.operation_lines(operation))
-            if len(lines) == messages:  # a chain's rules, say
-                return lines[position]
-            more = transaction.operations_in(operation) - 1
-            return f"{lines[0]} (and {more} more)" if more > 0 else lines[0]
-        position -= messages
-    return None

@@ -17,24 +17,26 @@ def operations(
     touched: Mapping[str, set[bytes]] | None = None,
     *,
     chains: bool = True,
+    owned: bool = False,
 ) -> transaction.Transaction:
     """Return the operations that turn `actual` into `desired`. Empty when they are equal.
 
     With `touched`, elements are compared at these keys of these sets only, and sets are known to be declared equally;
     without `chains`, the chains are known to be equal. Whatever an operation refers to is added
-    before it, and deleted after it. A table with a set that is not declared as we do it is replaced as a whole.
+    before it, and deleted after it. A table with a set that is not declared as we do it is replaced as a whole, and so
+    is one that is to be `owned` and cannot be, because that is decided when a table is made.
     """
     family = desired.family
     if not actual.exists:
         touched, chains = None, True
-    elif actual.dormant or (touched is None and not _sets_fit(desired, actual)):
+    elif actual.dormant or (owned and not actual.persistent) or (touched is None and not _sets_fit(desired, actual)):
         fresh = readback.ActualTable(family)
-        rebuilt = operations(desired, fresh)
+        rebuilt = operations(desired, fresh, owned=owned)
         return transaction.Transaction((transaction.DeleteTable(family),)) + rebuilt
     before: list[transaction.Operation] = []
     after: list[transaction.Operation] = []
     if not actual.exists:
-        before.append(transaction.AddTable(family))
+        before.append(transaction.AddTable(family, owned=owned))
     if touched is None:
         before += (transaction.AddSet(family, spec) for name, spec in desired.sets.items() if name not in actual.sets)
     if chains:
@@ -180,10 +182,12 @@ def _in_order(spec: ruleset.SetSpec, elements: ruleset.Elements) -> ruleset.Elem
 def applied(actual: readback.ActualTable, operation: transaction.Operation) -> None:
     """Note in `actual` that the kernel has carried out an operation."""
     match operation:
-        case transaction.AddTable():
+        case transaction.AddTable(owned=owned):
             actual.exists = True
+            actual.persistent = owned
         case transaction.DeleteTable():
-            actual.exists = actual.dormant = False
+            actual.exists = actual.dormant = actual.persistent = False
+            actual.owner = 0
             actual.sets, actual.chains, actual.elements = {}, {}, {}
         case transaction.AddSet(spec=spec):
             actual.sets[spec.name] = readback.as_declared(spec, actual.family)

@@ -182,6 +182,31 @@ class Lowering:
                 del users[key]
                 self._set(name, key, None)
 
+    # Whose it is
+
+    def users_of(self, name: str, key: bytes) -> frozenset[frontends.FrontendKey]:
+        """The frontends that want an element of a set; none if it is nobody's. Costs a look at all of them."""
+        family = self.rules.family
+        match name:
+            case layout.FRONTENDS | layout.NODEPORTS | layout.AFFINITY_PORTS | layout.AFFINITY_NODEPORTS:
+                at = layout.NODEPORTS if name in (layout.NODEPORTS, layout.AFFINITY_NODEPORTS) else layout.FRONTENDS
+                found = frontend_key(family, at, key)
+            case layout.BACKENDS | layout.NODEPORT_BACKENDS:
+                at = layout.FRONTENDS if name == layout.BACKENDS else layout.NODEPORTS
+                found = frontend_key(family, at, key[:-4])
+            case layout.SOURCE_RANGES:
+                found = frontend_key(family, layout.FRONTENDS, key[: len(key) // 2 - family.address_bytes])
+            case _:
+                return frozenset(one for one, placed in self._placed.items() if _wants(placed, name, key))
+        return frozenset({found} & self._placed.keys()) if found else frozenset()
+
+    def users_of_chain(self, name: str) -> frozenset[frontends.FrontendKey]:
+        """The frontends whose shape has a chain of this name."""
+        guilty = {
+            shape for shape in self._shapes if any(chain.name == name for chain in shapes.chains_of(shape, self.rules))
+        }
+        return frozenset(key for key, placed in self._placed.items() if placed.use.shape in guilty)
+
     # Chains
 
     def _acquire_shape(self, shape: shapes.Shape) -> _ShapeUse:
@@ -367,6 +392,17 @@ class Lowering:
 
 
 _PROTOCOL_AND_PORT = struct.Struct(">B3xH2x")
+
+
+def _wants(placed: _Placed, name: str, key: bytes) -> bool:
+    """Whether a frontend needs an element of a set that is not its own alone."""
+    match name:
+        case layout.SHAPES:
+            return placed.use.number == key
+        case layout.AFFINITY_SLOTS | layout.AFFINITY_ENDPOINTS:
+            return any(found.number == _number(key[:4]) >> 16 for found in placed.affinity_lists)
+        case _:
+            return (name, key) in _shared(placed.frontend)
 
 
 def _packed_key(key: frontends.FrontendKey) -> bytes:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from netagent import errors
+from netagent import errors, processes
 from netagent.model import addresses
 from netagent.nftables import audit, diff, layout, monitor, netlink, readback, transaction
 from netagent.nftables import constants as c
@@ -32,13 +32,13 @@ class Edits(NamedTuple):
     """What others changed. `families`: those whose tables were read anew. `chains`: those whose chains were. `keys`: of
     elements elsewhere, by set.
 
-    `processes`: names and ids of who it was, where the kernel told.
+    `by`: who it was, where the kernel told.
     """
 
     families: frozenset[addresses.Family] = frozenset()
     chains: frozenset[addresses.Family] = frozenset()
     keys: tuple[tuple[addresses.Family, str, bytes], ...] = ()
-    processes: tuple[str, ...] = ()
+    by: tuple[processes.Process, ...] = ()
 
 
 class Mirror:
@@ -65,6 +65,7 @@ class Mirror:
         self._listening = False
         self._uncertain_since: float | None = None
         self._notices: list[monitor.ForeignCommit] = []
+        self._fresh = False  # all of this was read, and no commit of ours has proved it since
         self._audit: audit.Audit | None = None
         self._touched: set[tuple[addresses.Family, str, bytes]] = set()  # by us, since the audit began
         self._suspects: list[tuple[addresses.Family, str, bytes]] = []
@@ -95,6 +96,19 @@ class Mirror:
         """Whether there is anything to compare with; else `read`."""
         return self._generation is not None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether what is known was read, and no commit of ours has proved it since."""
+        return self._fresh
+
+    @property
+    def guard(self) -> int | None:
+        """The generation that the next commit has to find, as it depends on what was read at that generation; None if
+        it depends on nothing but our own commits, which others' commits elsewhere do not concern."""
+        if not self._fresh or self._generation is None:
+            return None
+        return (self._generation + self._counted) & 0xFFFFFFFF
+
     def forget(self) -> None:
         """Nothing of this may be right: read it before it is used again."""
         self._generation = None
@@ -108,9 +122,10 @@ class Mirror:
             self._at(self._socket.generation())
             for family in addresses.Family:
                 self._tables[family] = readback.read_table(self._socket, family, self._specs)
+            self._fresh = True
         except OSError as error:
             self._generation = None
-            raise _read_error(error) from error
+            raise read_error(error) from error
 
     # What others do
 
@@ -124,19 +139,19 @@ class Mirror:
         """Take over what others did to our tables; None if they did nothing."""
         if not self.behind():
             return None
-        processes = tuple(dict.fromkeys(notice.process for notice in self._notices))
+        by = tuple(dict.fromkeys(notice.process for notice in self._notices))
         if self._generation is None:
             self.read()
-            return Edits(frozenset(addresses.Family), processes=processes)
+            return Edits(frozenset(addresses.Family), by=by)
         notices, self._notices = self._notices, []
         suspects, self._suspects = self._suspects[:_SUSPECTS], self._suspects[_SUSPECTS:]
         try:
             edits = self._take_over(notices)
             keys = edits.keys + tuple(suspect for suspect in suspects if self._is_guilty(*suspect))
-            return edits._replace(keys=keys, processes=processes)
+            return edits._replace(keys=keys, by=by)
         except OSError as error:
             self._generation = None
-            raise _read_error(error) from error
+            raise read_error(error) from error
 
     def _look(self) -> None:
         """Collect notices, and see whether they are all that there was."""
@@ -240,13 +255,7 @@ class Mirror:
         except OSError:
             self._generation = None
             return
-        held = self._tables[family]
-        if (actual.exists, actual.dormant, actual.sets, actual.chains) != (
-            held.exists,
-            held.dormant,
-            held.sets,
-            held.chains,
-        ):
+        if actual.structure != self._tables[family].structure:
             self._generation = None
 
     def _is_guilty(self, family: addresses.Family, name: str, key: bytes) -> bool:
@@ -278,8 +287,11 @@ class Mirror:
 
     def applied(self, done: transaction.Transaction, *, commits: int) -> None:
         """Note that the kernel has carried out a transaction of ours, in so many commits."""
+        self._fresh = False
         for operation in done.operations:
             diff.applied(self._tables[operation.family], operation)
+            if isinstance(operation, transaction.AddTable) and operation.owned:
+                self._tables[operation.family].owner = self._socket.port
             if self._audit and isinstance(operation, transaction.ElementOperation):
                 family, name = operation.family, operation.spec.name
                 self._touched.update((family, name, key) for key in operation.elements)
@@ -309,7 +321,8 @@ def privilege_error() -> errors.PrivilegeError:
     )
 
 
-def _read_error(error: OSError) -> errors.NetagentError:
+def read_error(error: OSError) -> errors.NetagentError:
+    """What to say when the kernel does not tell us what it has."""
     if error.errno == errno.EPERM:
         return privilege_error()
     if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):

@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import NamedTuple
 
-from netagent import escaping
+from netagent import processes
 from netagent.model import addresses
 from netagent.nftables import constants as c
 from netagent.nftables import netlink, ruleset, wire
@@ -37,7 +37,7 @@ class ForeignCommit(NamedTuple):
     """A commit of another process. `messages` are those about our tables, in order."""
 
     generation: int
-    process: str
+    process: processes.Process
     messages: tuple[Message, ...]
 
 
@@ -109,7 +109,8 @@ class Monitor:
             return None
         attributes = dict(netlink.attributes(body[4:]))
         messages, self._unfinished = tuple(self._unfinished), []
-        return ForeignCommit(int.from_bytes(attributes.get(c.NFTA_GEN_ID, b"")), _process(attributes), messages)
+        process = _process(attributes, about_us=bool(messages))
+        return ForeignCommit(int.from_bytes(attributes.get(c.NFTA_GEN_ID, b"")), process, messages)
 
 
 def _is_about_us(attributes: bytes) -> bool:
@@ -119,10 +120,12 @@ def _is_about_us(attributes: bytes) -> bool:
 _OUR_TABLE = ruleset.TABLE_NAME.encode()
 
 
-def _process(attributes: dict[int, bytes]) -> str:
-    # A process gives itself any name: it is for logs, and for terminals.
-    name = attributes.get(c.NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode("utf-8", "backslashreplace")
-    return f"{escaping.printable(name) or '?'}[{int.from_bytes(attributes.get(c.NFTA_GEN_PROC_PID, b''))}]"
+def _process(attributes: dict[int, bytes], *, about_us: bool) -> processes.Process:
+    # A process gives itself any name; it is shown by `str`, which makes it fit for logs and terminals.
+    name = attributes.get(c.NFTA_GEN_PROC_NAME, b"").rstrip(b"\0").decode("utf-8", "backslashreplace") or "?"
+    pid = int.from_bytes(attributes.get(c.NFTA_GEN_PROC_PID, b""))
+    # Looked up here and now: it may be gone in a moment.
+    return processes.seen(pid, name) if about_us else processes.Process(pid, name)
 
 
 class _Instruction(NamedTuple):

@@ -28,11 +28,15 @@ _RECEIVE_BUFFER = 4 << 20
 
 
 class Failure(NamedTuple):
-    """The kernel's answer to a message that it refused: its position (-1: the transaction as a whole), and why."""
+    """The kernel's answer to a message that it refused: its position (-1: the transaction as a whole), and why.
+
+    `offset`: where in that message the attribute at fault begins, in bytes; 0 if the kernel does not say.
+    """
 
     position: int
     errno: int
     text: str
+    offset: int = 0
 
 
 def message(kind: int, family: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
@@ -152,7 +156,8 @@ class NftablesSocket:
                     continue
                 code = _code(payload)
                 if code:
-                    failures.append(Failure(sequence - first - 1, code, _error_text(code, flags, payload)))
+                    text, offset = _error_text(code, flags, payload), _error_offset(flags, payload)
+                    failures.append(Failure(sequence - first - 1, code, text, offset))
                 elif sequence == last_sequence:
                     return failures + overflow
                 # A refusal of the transaction as a whole answers its first header, and nothing follows it.
@@ -275,6 +280,16 @@ def _error_text(code: int, flags: int, payload: bytes) -> str:
             if kind == c.NLMSGERR_ATTR_MSG:
                 text += ": " + value.rstrip(b"\0").decode("utf-8", "replace")
     return text
+
+
+def _error_offset(flags: int, payload: bytes) -> int:
+    """Where in the message that was refused the attribute at fault begins; 0 if that is not told."""
+    if flags & c.NLM_F_ACK_TLVS and flags & c.NLM_F_CAPPED:
+        for kind, value in attributes(payload[20:]):
+            if kind == c.NLMSGERR_ATTR_OFFS and len(value) == 4:
+                offset: int = struct.unpack("=I", value)[0]
+                return offset
+    return 0
 
 
 def _send_failure(error: OSError, size: int) -> str:

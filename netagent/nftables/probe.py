@@ -15,6 +15,9 @@ from netagent.nftables.ruleset import Field
 log = logging.getLogger(__name__)
 
 _CHAIN = "probe"
+# Tried in a table of another name: ours may be owned by an agent, and then even a mere try is refused. As long as our
+# name, so that the messages stay well-formed.
+_SCRATCH_TABLE = "netprobe"
 
 
 class Feature(NamedTuple):
@@ -72,8 +75,14 @@ def lacking(socket: netlink.NftablesSocket, family: addresses.Family) -> list[Mi
     return found
 
 
+def can_own(socket: netlink.NftablesSocket, family: addresses.Family) -> bool:
+    """Whether a table can have an owner and outlive it (Linux 6.9). Nothing is changed in the kernel."""
+    return _refusal(socket, (transaction.AddTable(family, owned=True),)) is None
+
+
 def _refusal(socket: netlink.NftablesSocket, operations: tuple[transaction.Operation, ...]) -> netlink.Failure | None:
-    messages = [message for operation in operations for message in wire.messages(operation)]
+    ours, scratch = (name.encode() + b"\0" for name in (ruleset.TABLE_NAME, _SCRATCH_TABLE))
+    messages = [raw.replace(ours, scratch) for operation in operations for raw in wire.messages(operation)]
     failures = socket.commit(messages, check_only=True)
     if not failures:
         return None

@@ -49,7 +49,11 @@ class ActualSet(NamedTuple):
 
 @dataclass(slots=True)
 class ActualTable:
-    """A table of ours as the kernel has it. `exists` False: there is none. `dormant`: somebody switched it off."""
+    """A table of ours as the kernel has it. `exists` False: there is none. `dormant`: somebody switched it off.
+
+    `persistent`: it can be owned, and outlives its owner. `owner`: the netlink port of the socket that alone may change
+    it, 0 for none.
+    """
 
     family: addresses.Family
     exists: bool = False
@@ -57,6 +61,13 @@ class ActualTable:
     sets: dict[str, ActualSet] = field(default_factory=dict)
     chains: dict[str, ActualChain] = field(default_factory=dict)
     elements: dict[str, ruleset.Elements] = field(default_factory=dict)
+    persistent: bool = False
+    owner: int = 0
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """All but the elements, and who owns it: equal for tables that were made alike."""
+        return (self.exists, self.dormant, self.persistent, self.sets, self.chains)
 
 
 def read_table(
@@ -79,16 +90,30 @@ def _well_formed() -> Iterator[None]:
         raise netlink.malformed(f"an object lacks an attribute ({error})") from error
 
 
+def read_flags(socket: netlink.NftablesSocket, family: addresses.Family) -> ActualTable:
+    """Whether our table is there, and what is special about it; nothing that is in it. OSError as `read_table`."""
+    with _well_formed():
+        return _read_flags(socket, family)
+
+
+def _read_flags(socket: netlink.NftablesSocket, family: addresses.Family) -> ActualTable:
+    table = ActualTable(family)
+    for body in socket.dump_all(c.NFT_MSG_GETTABLE, wire.NFPROTO[family]):
+        attributes = dict(netlink.attributes(body))
+        if _text(attributes[c.NFTA_TABLE_NAME]) == ruleset.TABLE_NAME:
+            flags = int.from_bytes(attributes[c.NFTA_TABLE_FLAGS])
+            table.exists = True
+            table.dormant = bool(flags & c.NFT_TABLE_F_DORMANT)
+            table.persistent = bool(flags & c.NFT_TABLE_F_PERSIST)
+            table.owner = int.from_bytes(attributes.get(c.NFTA_TABLE_OWNER, b""))
+    return table
+
+
 def _read_table(
     socket: netlink.NftablesSocket, family: addresses.Family, specs: dict[str, ruleset.SetSpec]
 ) -> ActualTable:
-    table = ActualTable(family)
+    table = _read_flags(socket, family)
     proto = wire.NFPROTO[family]
-    for body in socket.dump_all(c.NFT_MSG_GETTABLE, proto):
-        attributes = dict(netlink.attributes(body))
-        if _text(attributes[c.NFTA_TABLE_NAME]) == ruleset.TABLE_NAME:
-            table.exists = True
-            table.dormant = bool(int.from_bytes(attributes[c.NFTA_TABLE_FLAGS]) & c.NFT_TABLE_F_DORMANT)
     if not table.exists:
         return table
     generation = socket.generation()
@@ -242,6 +267,7 @@ def decode_elements(bodies: Iterable[bytes], spec: ruleset.SetSpec, family: addr
     """Elements from the messages of a dump."""
     elements: ruleset.Elements = {}
     fast = _uniform(spec, family)
+    sizes = _sizes(spec, family)
     for body in bodies:
         for kind, listing in netlink.attributes(body):
             if kind != c.NFTA_SET_ELEM_LIST_ELEMENTS:
@@ -250,11 +276,19 @@ def decode_elements(bodies: Iterable[bytes], spec: ruleset.SetSpec, family: addr
                 continue
             with _well_formed():
                 for _, element in netlink.attributes(listing):
-                    _decode_element(element, spec, elements)
+                    _decode_element(element, spec, sizes, elements)
     return elements
 
 
-def _decode_element(element: bytes, spec: ruleset.SetSpec, elements: ruleset.Elements) -> None:
+def _sizes(spec: ruleset.SetSpec, family: addresses.Family) -> tuple[int, int]:
+    """Bytes of a key (of one end of it, in a set of intervals), and of a value that is not a verdict."""
+    key = struct.unpack_from("=H", wire.key_template(spec, family), 4)[0] - 4
+    if spec.data is None:
+        return key, 0
+    return key, struct.unpack_from("=H", wire.data_template(spec, family), 4)[0] - 4
+
+
+def _decode_element(element: bytes, spec: ruleset.SetSpec, sizes: tuple[int, int], elements: ruleset.Elements) -> None:
     key = value = b""
     verdict = owner = ""
     for kind, raw in netlink.attributes(element):
@@ -270,8 +304,16 @@ def _decode_element(element: bytes, spec: ruleset.SetSpec, elements: ruleset.Ele
         elif kind == c.NFTA_SET_ELEM_USERDATA:
             # One entry of libnftnl's userdata: type, length, text with NUL.
             owner = raw[2:].rstrip(b"\0").decode("utf-8", "replace")
+    key_size, value_size = sizes
+    if spec.intervals and len(key) == key_size:
+        key += key  # older kernels take one without an end: it is where it begins
+    # Whoever looks into keys and values relies on their sizes. No key at all is the element for all others.
+    if len(key) not in (0, key_size << spec.intervals):
+        raise netlink.malformed(f"a key of {len(key)} bytes in {spec.name}")
     if spec.data is ruleset.Data.VERDICT:
         elements[key] = ruleset.VerdictValue(verdict)
+    elif len(value) != value_size:
+        raise netlink.malformed(f"a value of {len(value)} bytes in {spec.name}")
     else:
         elements[key] = ruleset.Owned(value, owner) if spec.owners else value
 
@@ -317,7 +359,8 @@ def _uniform(spec: ruleset.SetSpec, family: addresses.Family) -> _Uniform | None
 
 
 def _text(raw: bytes) -> str:
-    return raw.rstrip(b"\0").decode("utf-8", "replace")
+    """A name. Others may give theirs any bytes; `wire.text` makes the same of it again."""
+    return raw.rstrip(b"\0").decode("utf-8", "surrogateescape")
 
 
 def _number(attributes: dict[int, bytes], kind: int) -> int:

@@ -17,7 +17,11 @@ from netagent.nftables import ruleset
 
 @dataclass(frozen=True, slots=True)
 class AddTable:
+    """Add a table. `owned`: nobody else may change it, and it outlives its owner (flags owner and persist, Linux 6.9);
+    for a table that is there and has lost its owner, that is to become it."""
+
     family: addresses.Family
+    owned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

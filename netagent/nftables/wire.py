@@ -17,6 +17,8 @@ from netagent.nftables import netlink, ruleset, transaction
 from netagent.nftables.ruleset import Field
 
 _ATTRIBUTE = struct.Struct("=HH")
+# struct nlmsghdr and struct nfgenmsg, in bytes.
+_NETLINK_HEADERS = 20
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 # An attribute's length has 16 bits; this leaves room for the message around the elements.
 _ELEMENT_BYTES = 60_000
@@ -43,8 +45,8 @@ def number(kind: int, value: int) -> bytes:
 
 
 def text(kind: int, value: str) -> bytes:
-    """An attribute that holds a NUL-terminated string."""
-    return attribute(kind, value.encode() + b"\0")
+    """An attribute that holds a NUL-terminated string; names of others as `readback` has them."""
+    return attribute(kind, value.encode("utf-8", "surrogateescape") + b"\0")
 
 
 def nest(kind: int, *parts: bytes) -> bytes:
@@ -57,7 +59,8 @@ def messages(operation: transaction.Operation) -> Iterator[bytes]:
     family = NFPROTO[operation.family]
     match operation:
         case transaction.AddTable():
-            yield netlink.message(c.NFT_MSG_NEWTABLE, family, c.NLM_F_REQUEST | c.NLM_F_CREATE, _table_attributes())
+            payload = _table_attributes(owned=operation.owned)
+            yield netlink.message(c.NFT_MSG_NEWTABLE, family, c.NLM_F_REQUEST | c.NLM_F_CREATE, payload)
         case transaction.DeleteTable():
             yield netlink.message(
                 c.NFT_MSG_DELTABLE, family, c.NLM_F_REQUEST, text(c.NFTA_TABLE_NAME, ruleset.TABLE_NAME)
@@ -92,8 +95,10 @@ def messages(operation: transaction.Operation) -> Iterator[bytes]:
             assert_never(operation)
 
 
-def _table_attributes() -> bytes:
-    return text(c.NFTA_TABLE_NAME, ruleset.TABLE_NAME) + number(c.NFTA_TABLE_FLAGS, 0)
+def _table_attributes(*, owned: bool) -> bytes:
+    # Never owner without persist: the table would go when we do.
+    flags = c.NFT_TABLE_F_OWNER | c.NFT_TABLE_F_PERSIST if owned else 0
+    return text(c.NFTA_TABLE_NAME, ruleset.TABLE_NAME) + number(c.NFTA_TABLE_FLAGS, flags)
 
 
 def _chain_attributes(chain: ruleset.Chain) -> bytes:
@@ -555,6 +560,21 @@ def element_query(spec: ruleset.SetSpec, family: addresses.Family, key: bytes) -
     (element,) = _bare(spec, family, {key: b""})
     head = text(c.NFTA_SET_ELEM_LIST_TABLE, ruleset.TABLE_NAME) + text(c.NFTA_SET_ELEM_LIST_SET, spec.name)
     return head + attribute(c.NFTA_SET_ELEM_LIST_ELEMENTS, element)
+
+
+def element_index(message: bytes, offset: int) -> int | None:
+    """Which of a message's elements, counted from 0, begins at a place in bytes; None if none does."""
+    place = _NETLINK_HEADERS
+    for kind, value in netlink.attributes(message[_NETLINK_HEADERS:]):
+        if kind == c.NFTA_SET_ELEM_LIST_ELEMENTS:
+            place += 4
+            for index, (_, element) in enumerate(netlink.attributes(value)):
+                if place == offset:
+                    return index
+                place += 4 + len(element) + (-len(element) & 3)
+            return None
+        place += 4 + len(value) + (-len(value) & 3)
+    return None
 
 
 def elements_per_message(spec: ruleset.SetSpec, family: addresses.Family) -> int:

@@ -90,7 +90,7 @@ class Kernel:
     """A backend whose kernel is a dictionary: it compares, commits all or nothing, and can be meddled with.
 
     `commits` has when each one came that did something, `tries` when the last ones were tried. `refuse` makes so many
-    of them fail; `broken` has what a method raises, once, or as long as it stands there if `for_ever`.
+    of them fail, and `cannot_take` has the keys that make one fail with anything new at them; `broken` has what a method raises, once, or as long as it stands there if `for_ever`.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -100,11 +100,13 @@ class Kernel:
         self.attempts = 0
         self.reads = 0
         self.refuse = 0
+        self.cannot_take: set[Key] = set()
         self.tries: deque[float] = deque(maxlen=50)
         self.broken: dict[str, Exception] = {}
         self.for_ever = False
         self._mirror: dict[Key, frontends.Frontend] = {}
         self._desired: dict[Key, frontends.Frontend] = {}
+        self._at_fault: frozenset[Key] = frozenset()
         self._generation, self._seen = 1, 0
 
     def meddle(self, *, told: bool) -> None:
@@ -177,6 +179,10 @@ class Kernel:
         self.attempts += 1
         self.tries.append(self._clock())
         self._break("commit")
+        guilty = [key for key in keys & self.cannot_take if self._desired.get(key) != self._mirror.get(key)]
+        self._at_fault = frozenset(guilty[:1])
+        if guilty:
+            raise errors.CommitRejectedError("the kernel cannot take it", errno=22, operation=str(guilty[0]))
         if self.refuse:
             self.refuse -= 1
             self._seen = 0
@@ -184,6 +190,13 @@ class Kernel:
         self.held, self._mirror = dict(self._desired), dict(self._desired)
         self.commits.append(self._clock())
         return backend.Commit(operations, 1, 0)
+
+    def at_fault(self) -> frozenset[Key]:
+        return self._at_fault
+
+    @property
+    def owner_port(self) -> int | None:
+        return None
 
     def endpoints(self, address: str = "10.96.0.1") -> set[str]:
         """The endpoints that the kernel has of a cluster IP, as text; KeyError when it has no such frontend."""

@@ -175,12 +175,20 @@ def test_troubles_of_services_that_are_gone_are_forgotten(world: World) -> None:
 # --- syncs that fail ------------------------------------------------------------------------------------------------
 
 
-def test_a_commit_that_lost_against_somebody_elses_is_counted(world: World) -> None:
+def test_commits_that_lost_against_somebody_elses_are_counted(world: World) -> None:
     world.telling.failed(errors.CommitRejectedError("ENOENT", errno=2))
     assert world.value("netagent_generation_conflicts_total") == 0
-    world.telling.failed(errors.StaleGenerationError("ERESTART", errno=85))
-    assert world.value("netagent_generation_conflicts_total") == 1
-    assert world.value("netagent_syncs_total", result="failure") == 2
+    world.telling.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset(), conflicts=2))
+    assert world.value("netagent_generation_conflicts_total") == 2
+    assert world.value("netagent_syncs_total", result="failure") == 1
+
+
+def test_services_that_the_kernel_refuses_count_as_quarantined(world: World) -> None:
+    refused = {objects.ServiceName("default", "web"): "Invalid argument"}
+    world.telling.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset(), refused=refused))
+    assert world.value("netagent_quarantined_objects", kind="Service") == 1
+    world.telling.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset()))
+    assert world.value("netagent_quarantined_objects", kind="Service") == 0
 
 
 # --- latency --------------------------------------------------------------------------------------------------------

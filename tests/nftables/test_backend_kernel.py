@@ -35,6 +35,25 @@ def opened(*, clients: int = CLIENTS) -> Iterator[backend.Backend]:
         found.close()
 
 
+@contextlib.contextmanager
+def refusals(ours: backend.Backend) -> Iterator[list[errors.CommitRejectedError]]:
+    """What the kernel refuses meanwhile, also where the backend mends it by itself."""
+    found: list[errors.CommitRejectedError] = []
+    original = ours._rejected
+
+    def rejected(*given: object) -> errors.NetagentError:
+        error = original(*given)  # type: ignore[arg-type]
+        assert isinstance(error, errors.CommitRejectedError)
+        found.append(error)
+        return error
+
+    ours._rejected = rejected  # type: ignore[assignment, method-assign]
+    try:
+        yield found
+    finally:
+        ours._rejected = original  # type: ignore[method-assign]
+
+
 def want(
     found: backend.Backend,
     state: strategies.State,
@@ -497,7 +516,7 @@ def test_without_privilege_sixty_thousand_endpoints_come_in_pieces_and_end_in_th
 
 
 @kernel.isolated
-def test_a_refused_transaction_names_its_operation_and_the_next_commit_succeeds() -> None:
+def test_a_transaction_that_memory_was_wrong_about_is_refused_by_name_and_then_put_right_in_the_same_commit() -> None:
     """Somebody took away elements, unseen, that are now to be deleted."""
     state = everything()
     more = state | strategies.state_of(strategies.cluster_ip_frontend(number=9, count=2))
@@ -511,16 +530,15 @@ def test_a_refused_transaction_names_its_operation_and_the_next_commit_succeeds(
             fewer.pop(key)
         assert gone not in fewer
         ours.update(state, fewer)
-        before = kernel.ruleset()
-        with pytest.raises(errors.CommitRejectedError) as caught:
+        with refusals(ours) as refused:
             ours.commit()
-        assert caught.value.errno == errno.ENOENT
-        assert caught.value.operation is not None
-        assert caught.value.operation.startswith("delete element ip netagent hairpin { 10.180.0.")
-        assert caught.value.operation in str(caught.value)
-        assert kernel.ruleset() == before, "nothing of it was applied"
-        assert ours.moved()
-        ours.commit()
+        (error,) = refused
+        assert error.errno == errno.ENOENT
+        assert error.operation is not None
+        assert error.operation.startswith("delete element ip netagent hairpin { 10.180.0.")
+        assert "more" not in error.operation, "the kernel says which element it was"
+        assert error.operation in str(error)
+        assert ours.at_fault() == frozenset(), "nobody's: it was our memory"
         assert not ours.moved()
         assert read_anew(fewer) == []
         ours.update(more, more)
@@ -554,16 +572,16 @@ def test_a_chain_in_use_by_somebody_is_named_and_then_taken_from_him() -> None:
         ours.commit()
         kernel.nft("add chain ip netagent strange\nadd rule ip netagent strange goto cluster-ip-random-2")
         ours.update(fewer, fewer)
-        with pytest.raises(errors.CommitRejectedError) as caught:
+        with refusals(ours) as refused:
             ours.commit()
-        assert caught.value.errno == errno.EBUSY
-        assert caught.value.operation == "delete chain ip netagent cluster-ip-random-2"
-        ours.commit()
+        assert [(error.errno, error.operation) for error in refused] == [
+            (errno.EBUSY, "delete chain ip netagent cluster-ip-random-2")
+        ]
     assert read_anew(fewer) == []
 
 
 @kernel.isolated
-def test_a_table_that_vanished_unseen_is_made_anew_after_a_refusal() -> None:
+def test_a_table_that_vanished_unseen_is_made_anew_at_the_next_commit() -> None:
     state = everything()
     with opened() as ours:
         want(ours, state)
@@ -571,10 +589,9 @@ def test_a_table_that_vanished_unseen_is_made_anew_after_a_refusal() -> None:
         kernel.nft("delete table ip netagent")
         extra = strategies.state_of(strategies.cluster_ip_frontend(number=9, count=5))
         ours.update(extra, extra)
-        with pytest.raises(errors.CommitRejectedError) as caught:
+        with refusals(ours) as refused:
             ours.commit()
-        assert caught.value.operation == "add chain ip netagent cluster-ip-random-5"
-        ours.commit()
+        assert [error.operation for error in refused] == ["add chain ip netagent cluster-ip-random-5"]
     assert read_anew(state | extra) == []
 
 
@@ -588,11 +605,11 @@ def test_a_refusal_half_way_through_the_pieces_is_recovered_from() -> None:
         original = ours.socket.commit
         sent: list[int] = []
 
-        def refuse_the_third(messages: list[bytes]) -> list[netlink.Failure]:
+        def refuse_the_third(messages: list[bytes], *, generation: int | None = None) -> list[netlink.Failure]:
             sent.append(len(messages))
             if len(sent) == 3:
                 return [netlink.Failure(0, errno.ENOMEM, "Cannot allocate memory")]
-            return original(messages)
+            return original(messages, generation=generation)
 
         ours.socket.commit = refuse_the_third  # type: ignore[assignment, method-assign]
         with pytest.raises(errors.CommitRejectedError) as caught:
@@ -674,8 +691,12 @@ def test_the_generation_tells_whether_somebody_else_committed() -> None:
         assert not ours.moved()
         kernel.nft("delete table ip other")
         ours.update(state, {})
-        ours.commit()
-        assert ours.moved(), "our own commit does not hide somebody else's"
+        assert ours.commit().conflicts == 1, "what depends on a read looks again when others have committed since"
+        assert not ours.moved()
+        kernel.nft("add table ip other")
+        ours.update(state, state)
+        assert ours.commit().conflicts == 0, "what depends on our own commits alone does not mind busy neighbours"
+        assert ours.moved(), "but it does not hide theirs"
         ours.read()
         assert not ours.moved()
 
@@ -703,3 +724,37 @@ def test_every_set_has_elements_in_the_state_that_is_edited() -> None:
 
     table = lowered(RULES[Family.IPV4], everything()).table
     assert [name for name, elements in table.elements.items() if not elements] == [layout.AFFINITY]
+
+
+@kernel.isolated
+def test_a_neighbour_that_never_rests_does_not_keep_a_commit_from_landing() -> None:
+    """Each commit that depends on a read meets a new generation; after a few it goes in all the same."""
+    state = everything()
+    with opened() as ours:
+        want(ours, state)
+        guards: list[int | None] = []
+        original = ours.socket.commit
+
+        def commit(messages: list[bytes], *, generation: int | None = None) -> list[netlink.Failure]:
+            guards.append(generation)
+            kernel.nft("add table ip other\ndelete table ip other")
+            return original(messages, generation=generation)
+
+        ours.socket.commit = commit  # type: ignore[assignment, method-assign]
+        assert ours.commit().conflicts == 4
+    assert [guard is not None for guard in guards] == [True] * 4 + [False]
+    assert read_anew(state) == []
+
+
+@kernel.isolated
+def test_a_foreign_edit_between_reading_and_writing_is_put_right_by_the_same_commit() -> None:
+    state = everything()
+    with opened() as ours:
+        want(ours, state)
+        ours.commit()
+    with opened() as ours:
+        want(ours, {**state, **strategies.state_of(strategies.cluster_ip_frontend(number=9, count=5))})
+        kernel.nft("flush set ip netagent hairpin")
+        assert ours.commit().conflicts == 1
+        assert not ours.moved()
+    assert read_anew({**state, **strategies.state_of(strategies.cluster_ip_frontend(number=9, count=5))}) == []

@@ -1,0 +1,99 @@
+"""What others did to our rules, and who it was: the journal that `netagent drift` shows."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import msgspec
+
+from netagent import escaping, processes
+
+log = logging.getLogger(__name__)
+
+_KEPT: Final = 100
+_LINES: Final = 20
+# Of one process name that goes on and on, this much is told in full in so many seconds; the rest is counted.
+_TOLD_SECONDS: Final = 10.0
+_TOLD_MOST: Final = 3
+
+
+class Drift(msgspec.Struct):
+    """One foreign change and its repair.
+
+    `at`: seconds since the epoch, when it was noticed. `operations` put it right; `lines` say what they were, the first
+    of them. `repaired_at` is None until the kernel has taken them. `times`: how often the same processes did something
+    in a row.
+    """
+
+    at: float
+    by: tuple[processes.Process, ...]
+    operations: int
+    lines: tuple[str, ...]
+    repaired_at: float | None = None
+    times: int = 1
+
+
+class Journal:
+    """The last foreign changes.
+
+    Owns: a bounded list of them. Use: `found` when one is noticed, `repaired` when the kernel has taken the repair;
+    `records` for readers.
+    Goals: the first changes of somebody are logged in full, a storm of them is counted.
+    Threading: `records` may be called by any thread.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._records: deque[Drift] = deque(maxlen=_KEPT)
+        self._open: Drift | None = None
+        self._told_since = 0.0
+        self._told = 0
+        self._untold = 0
+        self.total = 0
+
+    def records(self) -> list[Drift]:
+        """The last changes, oldest first."""
+        return list(self._records)
+
+    def found(self, by: Iterable[processes.Process], operations: int, lines: Iterable[str]) -> None:
+        """Somebody changed our rules; `operations` put it right, `lines` describe them."""
+        now = self._clock()
+        self.total += 1
+        by = tuple(by)
+        last = self._records[-1] if self._records else None
+        if last and by and [one.name for one in last.by] == [one.name for one in by] and now < last.at + _TOLD_SECONDS:
+            last.times += 1
+            last.by, last.at, last.operations, last.repaired_at = by, now, operations, None
+            self._open = last
+        else:
+            described = list(lines)
+            shown = tuple(map(escaping.printable, described[:_LINES]))
+            if len(described) > _LINES:
+                shown += (f"and {len(described) - _LINES} lines more",)
+            self._open = Drift(now, by, operations, shown)
+            self._records.append(self._open)
+        self._tell(self._open, now)
+
+    def repaired(self) -> None:
+        """The kernel holds our rules again."""
+        if self._open:
+            self._open.repaired_at = self._clock()
+            self._open = None
+
+    def _tell(self, drift: Drift, now: float) -> None:
+        if not self._told_since <= now < self._told_since + _TOLD_SECONDS:
+            if self._untold:
+                log.warning("our rules were changed %d times more", self._untold)
+            self._told_since, self._told, self._untold = now, 0, 0
+        if self._told >= _TOLD_MOST:
+            self._untold += 1
+            return
+        self._told += 1
+        facts = {"operations": drift.operations, "by": ", ".join(map(str, drift.by)) or "unknown"}
+        log.warning("somebody changed our tables; repairing", extra=facts)
+        for line in drift.lines if drift.times == 1 else ():
+            log.warning("drift: %s", line)
