@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
 import json
-import os
 import socket
 from typing import Any, NamedTuple
 
 from tests import patience
+from tests.ports import free_port
 
-# Below what the kernel gives to whoever asks for any port (ip_local_port_range), so that no client of another test
-# takes one between `free_port` and its use; another test process begins elsewhere.
-_PORTS = itertools.count(12000 + os.getpid() * 4001 % 19000)
+__all__ = ["Answer", "answer_of", "ask", "connect", "free_port", "has_ipv6", "is_closed", "read_all"]
 
 
 class Answer(NamedTuple):
@@ -60,22 +56,6 @@ def is_closed(port: int, host: str = "127.0.0.1") -> bool:
     except ConnectionRefusedError:
         return True
     return False
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody has; each call gives another one. OSError when the host has no such address."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for number in _PORTS:
-        port = 12000 + (number - 12000) % 20000
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-            else:
-                return port
-    raise AssertionError("there is no end of numbers")
 
 
 def has_ipv6() -> bool:

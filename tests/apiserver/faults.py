@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
+
+from tests import patience
 
 LIST = "list"
 WATCH = "watch"
@@ -134,10 +135,6 @@ def lost(**scope: Any) -> Fault:
     return Fault("lost", **{"verbs": (WATCH,), **scope})
 
 
-def wait_for(condition: Any, seconds: float = 5.0, what: str = "") -> float:
+def wait_for(condition: Any, seconds: float = patience.HANGS, what: str = "") -> float:
     """Wait until it holds, and return how long that took. AssertionError after this many seconds."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.005)
-    return time.monotonic() - began
+    return patience.until(condition, what, seconds=seconds)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, urlsplit
 
+from tests import ports
 from tests.apiserver import cluster, faults
 from tests.apiserver.cluster import Cluster, GoneError, Manifest, Snapshot
 from tests.apiserver.faults import LIST, PAGE, WATCH, Fault
@@ -76,7 +77,8 @@ class ApiServer:
         self._connections: set[socket.socket] = set()
         self.lost: set[socket.socket] = set()
         self._listener: socket.socket | None = None
-        self.port = port
+        # One that nobody else gets while this server refuses.
+        self.port = port or ports.free_port(host)
         self.accept()
 
     def __enter__(self) -> ApiServer:
@@ -378,8 +380,8 @@ class _Handler(BaseHTTPRequestHandler):
             except GoneError:
                 yield _error_line(410, "Expired", "too old resource version")
                 return
-            if events:
-                yield self._lines(events)
+            if events and (lines := self._lines(events)):
+                yield lines
             position = max(position, version)
             bookmark = now >= next_bookmark
             if bookmark:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
 
-from tests import builders
+from netagent.source.api import recorder, source
+from netagent.source.api.reflector import Reflector
+from tests import builders, patience
 from tests.apiserver import ApiServer, Cluster
 from tests.source.api.following import Following
 
@@ -20,6 +23,26 @@ def server() -> Iterator[ApiServer]:
         cluster.apply(builders.slice_manifest(f"s{number}", f"10.180.0.{number + 1}"))
     with ApiServer(cluster, bookmark_seconds=0.2) as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of a busy machine may be long in ending. That they end is what counts: who waits, waits an hour."""
+    monkeypatch.setattr(source, "_STOP_SECONDS", patience.HANGS)
+    monkeypatch.setattr(recorder, "_STOP_SECONDS", patience.HANGS)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second of silence is enough to give a quiet watch up; all else has as much time as ever."""
+    given = Reflector._watch_silence
+
+    def soon(self: Reflector) -> float:
+        if self._awaits_deletion:
+            return given(self)
+        return min(given(self), 0.5 * (0.8 + 0.4 * random.random()))
+
+    monkeypatch.setattr(Reflector, "_watch_silence", soon)
 
 
 @pytest.fixture

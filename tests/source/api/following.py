@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import select
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -19,10 +20,32 @@ from netagent.source.faults import BadObject
 from netagent.source.kinds import Kind
 from netagent.source.store import Store
 from tests.apiserver import ApiServer
+from tests.patience import AN_HOUR, HANGS
 
 NODE = "node-1"
-# Short, so that silence is found within a test.
-PACING = Pacing(silence_seconds=1.0, answer_seconds=2.0, watch_seconds=30.0, page_objects=5)
+# Small pages. Silence ends nothing within a test (see `hasty` for those that are about it): what waits for it hangs.
+PACING = Pacing(silence_seconds=AN_HOUR, answer_seconds=AN_HOUR, watch_seconds=1000.0, page_objects=5)
+# Nobody ever tries again.
+NEVER_AGAIN = Pacing(
+    silence_seconds=AN_HOUR,
+    answer_seconds=AN_HOUR,
+    first_wait_seconds=AN_HOUR,
+    plateau_seconds=AN_HOUR,
+    longest_wait_seconds=AN_HOUR,
+)
+
+
+class Waits(threading.Event):
+    """What the threads of a source wait on. `asked` are the waits that they wanted, in seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if timeout:
+            self.asked.append(timeout)
+        return super().wait(timeout)
 
 
 class Following:
@@ -40,6 +63,7 @@ class Following:
         self.source = ApiSource(
             Connection(access or Access(server=server.url)), node_name=NODE, pacing=pacing, **source
         )
+        self.waits = self.source._stopping = Waits()
 
     def __enter__(self) -> Following:
         self.source.start()
@@ -54,14 +78,14 @@ class Following:
         """Follow for this long; return what came."""
         return self.until(lambda: False, seconds=seconds, must=False)
 
-    def until(self, condition: Callable[[], bool], *, seconds: float = 5.0, must: bool = True) -> list[Event]:
-        """Follow until it holds; AssertionError when it does not within this many seconds."""
+    def until(self, condition: Callable[[], bool], *, seconds: float = HANGS, must: bool = True) -> list[Event]:
+        """Follow until it holds; AssertionError when it still does not after this many seconds."""
         came: list[Event] = []
         deadline = time.monotonic() + seconds
         while not condition():
             left = deadline - time.monotonic()
             if left <= 0:
-                assert not must, f"not within {seconds} s; {self.describe()}"
+                assert not must, f"still not after {seconds} s; {self.describe()}"
                 break
             readable, _, _ = select.select([self.source.fileno()], [], [], min(left, 0.05))
             if readable:
@@ -72,15 +96,26 @@ class Following:
                 self.events += events
         return came
 
-    def until_equal(self, *, seconds: float = 5.0) -> float:
-        """Follow until the Store says what the server says; return how long that took."""
-        began = time.monotonic()
-        self.until(self.equal, seconds=seconds)
-        return time.monotonic() - began
+    def until_equal(self) -> None:
+        """Follow until the Store says what the server says."""
+        self.until(self.equal)
 
-    def until_calm(self, *, seconds: float = 5.0) -> None:
+    def until_right_soon(self, *, tries: int = 2, longest: float = PACING.plateau_seconds) -> None:
+        """Follow until the Store is right, after the end of some trouble: two seconds are promised, in steps.
+
+        From here on no kind fails more than `tries` times, as what is under way may break yet, and then it is right;
+        and no wait, of those before, too, was meant to take more than `longest` seconds.
+        """
+        before = [self.source.status(kind).counts.failures for kind in self.source.kinds]
+        self.until_equal()
+        after = [self.source.status(kind).counts.failures for kind in self.source.kinds]
+        failed = [later - earlier for earlier, later in zip(before, after, strict=True)]
+        assert max(failed) <= tries, f"each kind failed so often after the end of the trouble: {failed}"
+        assert max(self.waits.asked, default=0.0) <= longest
+
+    def until_calm(self) -> None:
         """Follow until the Store is right and no kind has an error."""
-        self.until(lambda: self.equal() and not self.errors(), seconds=seconds)
+        self.until(lambda: self.equal() and not self.errors())
 
     def equal(self) -> bool:
         """Whether every kind was listed and the Store is exactly as the server's objects make it."""

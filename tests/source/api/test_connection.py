@@ -21,10 +21,13 @@ from netagent.source.api.credentials import Access
 from netagent.source.api.exchange import Request, SilenceError, TransportError
 from tests import builders
 from tests.apiserver import ApiServer, certificates, faults
+from tests.patience import AN_HOUR, HANGS
 from tests.source.api.following import Following
 
-LIST = Request(path="/api/v1/services", parameters=(("limit", "1"),), silence_seconds=2.0)
-WATCH = Request(path="/api/v1/services", parameters=(("watch", "1"), ("resourceVersion", "9999")), silence_seconds=30)
+LIST = Request(path="/api/v1/services", parameters=(("limit", "1"),), silence_seconds=AN_HOUR)
+WATCH = Request(
+    path="/api/v1/services", parameters=(("watch", "1"), ("resourceVersion", "9999")), silence_seconds=AN_HOUR
+)
 
 needs_openssl = pytest.mark.skipif(not certificates.AVAILABLE, reason="needs the program openssl")
 
@@ -134,7 +137,7 @@ print(json.dumps({credential!r} | {{"status": {{"token": f"from plugin {{count}}
     with Connection(Access(kubeconfig=path)) as connection:
         assert ask(connection) == 401
         assert ask(connection) == 401  # a token is used until it is refused or expires
-        assert ask(connection, Request(path=LIST.path, silence_seconds=2, fresh_credentials=True)) == 200
+        assert ask(connection, Request(path=LIST.path, silence_seconds=AN_HOUR, fresh_credentials=True)) == 200
 
 
 def test_in_a_pod(server: ApiServer, tmp_path: Path) -> None:
@@ -230,9 +233,7 @@ def test_the_whole_source_over_tls_and_its_end(tmp_path: Path) -> None:
             assert "reloading the credentials" in following.errors()[0]
             kubeconfig(Path(path), server.url, cluster={"certificate-authority": "test-ca.crt"}, token="other")
             following.until_calm()
-            began = time.monotonic()
-            assert following.source.stop()
-            assert time.monotonic() - began < 0.5
+            assert following.source.stop()  # though nobody says anything for an hour
 
 
 # --- exchanges ----------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def test_the_whole_source_over_tls_and_its_end(tmp_path: Path) -> None:
 
 def test_the_selectors_reach_the_server_as_they_are(server: ApiServer) -> None:
     request = Request(
-        path=LIST.path, parameters=(("labelSelector", "!a.b/c"), ("fieldSelector", "x!=None")), silence_seconds=2
+        path=LIST.path, parameters=(("labelSelector", "!a.b/c"), ("fieldSelector", "x!=None")), silence_seconds=AN_HOUR
     )
     with Connection(Access(server=server.url)) as connection:
         ask(connection, request)
@@ -252,22 +253,18 @@ def test_the_selectors_reach_the_server_as_they_are(server: ApiServer) -> None:
 
 def test_silence_is_an_error(server: ApiServer) -> None:
     server.fault(faults.half_open())
-    with Connection(Access(server=server.url)) as connection:
-        began = time.monotonic()
-        with pytest.raises(TransportError, match="timed out"):
-            ask(connection, Request(path=LIST.path, silence_seconds=0.3))
-        assert time.monotonic() - began < 1
+    request = Request(path=LIST.path, silence_seconds=0.3)  # the server would say nothing for ever
+    with Connection(Access(server=server.url)) as connection, pytest.raises(TransportError, match="timed out"):
+        ask(connection, request)
 
 
 def test_silence_in_the_middle_is_told_apart(server: ApiServer) -> None:
     request = Request(path=WATCH.path, parameters=WATCH.parameters, silence_seconds=0.3)
     with Connection(Access(server=server.url)) as connection:
         answer = connection.get(request)
-        began = time.monotonic()
         with pytest.raises(SilenceError, match="timed out"):
             answer.read()
         answer.close()
-        assert time.monotonic() - began < 1
         server.cut_connections()
         answer = connection.get(request)
         server.cut_connections()
@@ -278,7 +275,7 @@ def test_silence_in_the_middle_is_told_apart(server: ApiServer) -> None:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_fresh_connection_is_none_that_is_open_already(server: ApiServer, fresh: bool) -> None:
-    request = Request(path=LIST.path, silence_seconds=0.5, fresh_connection=fresh)
+    request = Request(path=LIST.path, silence_seconds=HANGS if fresh else 0.5, fresh_connection=fresh)
     with Connection(Access(server=server.url)) as connection:
         assert ask(connection) == 200
         server.lose_connections()
@@ -294,10 +291,9 @@ def test_who_reads_can_be_interrupted_from_elsewhere(server: ApiServer) -> None:
         answer = connection.get(WATCH)
         other = connection.get(WATCH)
         threading.Timer(0.1, answer.interrupt).start()
-        began = time.monotonic()
-        with pytest.raises(TransportError):
-            answer.read()
-        assert time.monotonic() - began < 1
+        with pytest.raises(TransportError) as caught:
+            answer.read()  # nothing would come for an hour
+        assert not isinstance(caught.value, SilenceError)
         answer.close()
         answer.interrupt()  # harmless
         server.apply(builders.service_manifest("new"))
@@ -333,9 +329,9 @@ def test_abort_wakes_who_waits_and_refuses_what_comes(server: ApiServer) -> None
 
     thread = threading.Thread(target=read)
     thread.start()
-    time.sleep(0.1)
+    time.sleep(0.1)  # it reads by then, or will
     connection.abort()
-    thread.join(1)
+    thread.join(HANGS)
     assert not thread.is_alive()
     with pytest.raises(TransportError, match="stopped"):
         connection.get(LIST)
