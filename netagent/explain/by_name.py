@@ -17,7 +17,7 @@ def story_of(world: World, target: ServiceTarget, text: str, client: Client | No
     """Tell of a Service. `client` None: one client of each kind."""
     service = world.services.get(target.service)
     if service is None:
-        return _unknown(world, target, text)
+        return _of_rules(world, target, text, client) if world.kernel_only else _unknown(world, target, text)
     headline = _headline(service)
     notes = tuple(_notes(world, service))
     reason = _not_here(world, service) or _port_reason(world, service, target)
@@ -212,6 +212,42 @@ def _no_address_of(service: objects.Service, family: addresses.Family) -> Reason
         why=(f"it has no {family.value} address, and the client has no other",),
         change=("spec.ipFamilyPolicy: PreferDualStack gives a Service addresses of both families",),
     )
+
+
+def _of_rules(world: World, target: ServiceTarget, text: str, client: Client | None) -> Story:
+    """A Service as the kernel's elements name it."""
+    name = target.service
+    held = [one for one in world.frontends.values() if one.owner.owner == name]
+    wanted = [
+        one
+        for one in held
+        if target.port in (None, one.owner.port, str(one.key.port))
+        and target.protocol in (None, one.key.protocol)
+        and _family(client) in (None, one.key.family)
+    ]
+    found: list[Part] = []
+    for claim in sorted(wanted, key=_order):
+        address = claim.key.address or next(iter(node_ports.accepting(world, claim.key.family)), b"")
+        if address:
+            dialled = Dialled(address, claim.key.protocol, claim.key.port)
+            found.append(parts.part_of(world, dialled, claim, client=client))
+    headline = f"Service {name}, as the kernel's rules have it"
+    if found:
+        return Story(target=text, headline=headline, parts=tuple(found))
+    if held:
+        ports = remedies.listed(sorted({f"{one.key.port}/{one.key.protocol.name.lower()}" for one in held}))
+        reason = Reason(
+            cause=Cause.PORT_UNDEFINED,
+            why=(f"the kernel's rules have no port {_asked(target)} of it; those that they have are {ports}",),
+            change=(remedies.look_at_service(name),),
+        )
+        return Story(target=text, headline=headline, reason=reason)
+    reason = Reason(
+        cause=Cause.UNKNOWN_SERVICE,
+        why=(f"the kernel's rules have nothing of a Service {name}; why, the rules cannot tell",),
+        change=(remedies.look_at_service(name), f"netagent explain {name} -f MANIFESTS"),
+    )
+    return Story(target=text, headline=headline, reason=reason, known=False)
 
 
 def _unknown(world: World, target: ServiceTarget, text: str) -> Story:

@@ -72,7 +72,11 @@ def without_endpoints(world: World, subject: Subject) -> Reason:
     """Why no endpoint of the whole cluster can be used for a Service port."""
     found, port, name = subject.found, subject.port, subject.name
     if found is None or port is None:
-        return Reason(cause=Cause.NO_ENDPOINTS, why=("no endpoint can be used",), change=())
+        return Reason(
+            cause=Cause.NO_ENDPOINTS,
+            why=("the rules have no endpoint for it; the reason stands in the objects, not in the rules",),
+            change=(remedies.look_at_slices(name), remedies.look_at_pods(name)),
+        )
     if not found.merged:
         return _nothing_listed(world, subject, found, port)
     gone = sum(1 for endpoint in found.merged.values() if endpoint.terminating)

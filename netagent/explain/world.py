@@ -54,7 +54,8 @@ class World:
     `services` and `slices` are all that are known, also those of other proxies; `frontends` what this node does.
     `tables` are the desired ones, by family; so are `rules`. `host` has this host's addresses as far as they are known.
     `facts`: what manifests say beside, None where there are none to read. `actual`: what the kernel holds, None for a
-    family without a table in force; None as a whole if that is unknown.
+    family without a table in force; None as a whole if that is unknown. `kernel_only`: there are no objects, and
+    `tables` are what the kernel holds.
     """
 
     settings: configuration.Settings
@@ -71,6 +72,7 @@ class World:
     noted: tuple[Noted, ...] = ()
     facts: Callable[[], Mapping[objects.ServiceName, Facts]] | None = None
     actual: Mapping[addresses.Family, unwire.Readable | None] | None = None
+    kernel_only: bool = False
 
     def facts_of(self, name: objects.ServiceName) -> Facts | None:
         """What the Service's manifest says beside; None if that is unknown."""
