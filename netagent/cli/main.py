@@ -40,7 +40,6 @@ Exit codes:
 # Commands in modules of their own, loaded when they are asked for.
 _ELSEWHERE: Final[dict[str, str]] = {
     "explain": "netagent.cli.explain",
-    "explain": "netagent.cli.explain",
     "completion": "netagent.cli.completion",
     "doctor": "netagent.cli.doctor",
     "get": "netagent.cli.get",
