@@ -10,6 +10,7 @@ import click
 
 from netagent import settings
 from netagent.cli import ending, options
+from netagent.escaping import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -99,14 +100,9 @@ def _lines(finding: findings.Finding) -> Iterator[Text]:
     word = finding.severity.value.upper()
     yield Text.assemble((f"{word:8}", _STYLES[finding.severity.value]), f"{finding.check}: {finding.summary}")
     for fact in finding.evidence:
-        yield Text(f"        found: {_printable(fact)}")
+        yield Text(f"        found: {printable(fact)}")
     if finding.remedy:
         yield Text(f"        do:    {finding.remedy}")
-
-
-def _printable(text: str) -> str:
-    """What others named (a chain, a program) must not steer the terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _verdict(found: Sequence[findings.Finding]) -> Text:

@@ -44,6 +44,7 @@ _ELSEWHERE: Final[dict[str, str]] = {
     "doctor": "netagent.cli.doctor",
     "get": "netagent.cli.get",
     "status": "netagent.cli.status",
+    "top": "netagent.cli.top",
     "trace": "netagent.cli.trace",
 }
 
