@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
-from netagent import errors
+from netagent import documents, errors, escaping
 
 API_VERSION: Final = "kubeproxy.config.k8s.io/v1alpha1"
 KIND: Final = "KubeProxyConfiguration"
@@ -194,6 +194,9 @@ _NANOSECONDS: Final = {
 _DURATION_PART: Final = r"(?=\.?[0-9])([0-9]{0,19})(?:\.([0-9]{0,30}))?(ns|us|µs|μs|ms|s|m|h)"
 _MOST_NANOSECONDS: Final = 2**63 - 1  # time.Duration is an int64
 _INT32_MOST: Final = 2**31 - 1
+# Whoever gives us something else altogether gets no book about it.
+_PROBLEMS_MOST: Final = 100
+_SUGGESTIONS_MOST: Final = 20
 _INTERFACE_NAME_MOST: Final = 15  # IFNAMSIZ - 1, linux/if.h
 
 
@@ -279,7 +282,7 @@ def _some_of(names: tuple[str, ...], *, least: int) -> Reader:
 
 
 def _interface(text: str) -> str:
-    # The kernel refuses more than this (dev_valid_name, net/core/dev.c), but neither nft nor iptables could be told of it.
+    # The kernel takes some of these (dev_valid_name, net/core/dev.c), but neither nft nor iptables can be told of them.
     if len(text.encode()) > _INTERFACE_NAME_MOST or not text.isprintable() or re.search(r"[/:\s\"'\\*]", text):
         raise ValueError(
             f"an interface name: {_INTERFACE_NAME_MOST} bytes at most, no blank, slash, colon, star, backslash or quote"
@@ -568,9 +571,11 @@ class _Reading:
             elif path.startswith("featureGates."):
                 if not isinstance(value, bool | None):
                     self._wrong(path, value, "true or false")
-                ignored.setdefault(IGNORED["featureGates.*"] + _nearest(path), []).append(_printable(path))
+                near = _nearest(path) if len(ignored) < _SUGGESTIONS_MOST else ""
+                ignored.setdefault(IGNORED["featureGates.*"] + near, []).append(_printable(path))
             else:
-                self.problems.append(f"{_printable(path)}: there is no such field{_nearest(path)}")
+                near = _nearest(path) if len(self.problems) < _SUGGESTIONS_MOST else ""
+                self.problems.append(f"{_printable(path)}: there is no such field{near}")
         self.remarks += [f"{', '.join(paths)}: ignored, {reason}" for reason, paths in ignored.items()]
 
     def field(self, path: str, value: object, *, label: str | None = None) -> None:
@@ -664,17 +669,20 @@ def _contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _refuse(origin: str, problems: list[str]) -> None:
-    if problems:
-        raise errors.ConfigError("\n".join(f"{origin}: {problem}" for problem in problems))
+    told = problems[:_PROBLEMS_MOST]
+    if len(problems) > len(told):
+        told.append(f"{len(problems) - len(told)} more fields are wrong")
+    if told:
+        raise errors.ConfigError("\n".join(f"{origin}: {problem}" for problem in told))
 
 
-def _configuration(documents: list[object], origin: str, *, nested: bool = False) -> tuple[dict[object, object], str]:
+def _configuration(found: list[object], origin: str, *, nested: bool = False) -> tuple[dict[object, object], str]:
     """The one KubeProxyConfiguration among the documents of a file, and where exactly it was found."""
-    if len(documents) > 1:
-        documents = [found for found in documents if isinstance(found, dict) and found.get("kind") == KIND]
-    if len(documents) != 1:
-        raise errors.ConfigError(f"{origin}: has {len(documents) or 'no'} documents of kind {KIND}, it must have one")
-    document = documents[0]
+    if len(found) > 1:
+        found = [one for one in found if isinstance(one, dict) and one.get("kind") == KIND]
+    if len(found) != 1:
+        raise errors.ConfigError(f"{origin}: has {len(found) or 'no'} documents of kind {KIND}, it must have one")
+    document = found[0]
     if not isinstance(document, dict):
         raise errors.ConfigError(f"{origin}: is not a {KIND}, it has no fields at all")
     version, kind = document.get("apiVersion"), document.get("kind")
@@ -697,49 +705,9 @@ def _configuration(documents: list[object], origin: str, *, nested: bool = False
 def _documents(text: str | bytes, origin: str) -> list[object]:
     """The non-empty documents of a JSON or YAML text. ConfigError if it is neither, or repeats a key."""
     try:
-        decoded = text.decode("utf-8-sig") if isinstance(text, bytes) else text.removeprefix("\ufeff")
-        if decoded.lstrip().startswith("{"):
-            try:
-                return [json.loads(decoded, object_pairs_hook=_object_of_unique_keys)]
-            except json.JSONDecodeError:
-                pass  # YAML's flow style starts with a brace as well
-        return _yaml_documents(decoded)
-    except (ValueError, RecursionError) as error:
+        return documents.documents_of(text)
+    except ValueError as error:
         raise errors.ConfigError(f"{origin}: cannot be read as YAML or JSON: {error}") from error
-
-
-def _object_of_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    result: dict[str, object] = {}
-    for key, value in pairs:
-        if key in result:
-            raise _RepeatedKeyError(f"the field {key!r} stands twice in one section")
-        result[key] = value
-    return result
-
-
-class _RepeatedKeyError(ValueError):
-    """A mapping has a key twice. Not a JSONDecodeError, so that nobody goes on to try YAML."""
-
-
-def _yaml_documents(text: str) -> list[object]:
-    """The non-empty documents of a YAML text; ValueError if it is none."""
-    import yaml  # here, because most commands never need it and it takes 10 ms to import
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[tuple[str, str]] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if (key.tag, key.value) in seen:
-                        line = key.start_mark.line + 1
-                        raise _RepeatedKeyError(f"line {line}: the field {key.value!r} stands twice in one section")
-                    seen.add((key.tag, key.value))
-            return super().construct_mapping(node, deep=deep)
-
-    try:
-        return [document for document in yaml.load_all(text, Loader) if document is not None]
-    except (yaml.YAMLError, LookupError, AttributeError, TypeError) as error:  # the latter from wrong !!tags
-        raise ValueError(" ".join(str(error).split())) from error
 
 
 def _nearest(path: str) -> str:
@@ -768,7 +736,8 @@ def _escaped(key: object) -> str:
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
+    text = text if len(text) <= 200 else f"{text[:197]}..."
+    return text if escaping.printable(text) == text else ascii(text)
 
 
 def _shown(value: object) -> str:
@@ -778,5 +747,4 @@ def _shown(value: object) -> str:
     if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
         return "a list of lists or sections"
     text = json.dumps(value, default=str, ensure_ascii=False)
-    text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return _printable(text if len(text) <= 80 else f"{text[:77]}...")

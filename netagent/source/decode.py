@@ -315,7 +315,7 @@ def _affinity_seconds(spec: wire.ServiceSpec) -> int | None:
     if not 1 <= seconds <= MAX_AFFINITY_SECONDS:
         raise BadField(
             "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
-            f"{seconds} is not in 1 to {MAX_AFFINITY_SECONDS}",
+            f"{fields.shown_number(seconds)} is not in 1 to {MAX_AFFINITY_SECONDS}",
         )
     return seconds
 

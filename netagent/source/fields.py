@@ -120,12 +120,17 @@ def uid(text: str | None) -> str:
 # --- numbers and choices ------------------------------------------------------------------------------------
 
 
+def shown_number(number: int) -> str:
+    """A number of any size, fit to be shown."""
+    return f"{number}" if abs(number) < 10**12 else "a very large number"
+
+
 def port(number: int | None, field: str) -> int:
     """A port number that must be there."""
     if number is None:
         raise BadField(field, "is missing")
     if not 1 <= number <= 65535:
-        raise BadField(field, f"{number} is not a port (1 to 65535)")
+        raise BadField(field, f"{shown_number(number)} is not a port (1 to 65535)")
     return number
 
 

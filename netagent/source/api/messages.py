@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -10,6 +11,7 @@ from msgspec import field
 from netagent.source.faults import quoted
 
 _MAX_WORDS = 400
+_LONGEST_RETRY_AFTER = 10**9
 
 
 class BadMessageError(ValueError):
@@ -60,7 +62,9 @@ class Status(_Message):
 
     @property
     def retry_after_seconds(self) -> float:
-        return float((self.details and self.details.retry_after_seconds) or 0)
+        """The pause that it asks for. A number that nobody means is bounded."""
+        asked = (self.details and self.details.retry_after_seconds) or 0
+        return float(max(0, min(asked, _LONGEST_RETRY_AFTER)))
 
 
 class ListMetadata(_Message):
@@ -108,7 +112,8 @@ def status_of(code: int, body: bytes | bytearray | msgspec.Raw) -> Status:
     except (ValueError, RecursionError):
         text = bytes(body[:200]).decode(errors="replace") if isinstance(body, bytes | bytearray) else ""
         return Status(code=code, message=text.strip() or None)
-    status.code = status.code or code
+    if status.code is None or not 100 <= status.code <= 999:  # none of HTTP's
+        status.code = code
     return status
 
 
@@ -155,14 +160,18 @@ def is_older(version: str, than: str | None) -> bool:
     Resource versions are decimal numbers of any size that only grow, as long as nobody restores a backup; that they
     may be compared is promised since Kubernetes 1.35 and was never otherwise with etcd.
     """
-    if than is None or not (version.isascii() and version.isdigit() and than.isascii() and than.isdigit()):
-        return False
-    if len(version) > _MAX_VERSION_DIGITS or len(than) > _MAX_VERSION_DIGITS:
+    if than is None or not (_VERSION.fullmatch(version) and _VERSION.fullmatch(than)):
         return False
     return int(version) < int(than)
 
 
-_MAX_VERSION_DIGITS = 100
+def number_of(version: str) -> int:
+    """A resource version as a number, 0 if it is none."""
+    return int(version) if _VERSION.fullmatch(version) else 0
+
+
+# No other digits than these, although Python's int takes them; and no more than anybody counts.
+_VERSION = re.compile(r"[0-9]{1,100}")
 
 
 class Lines:

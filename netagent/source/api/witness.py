@@ -63,7 +63,7 @@ def newest_of(items: Iterable[msgspec.Raw], known: Witness | None) -> Witness | 
     Costs half a microsecond an object, as it looks at the beginning of each only. If another version than the object's
     own stands there first, it may not be the last one that is found; it is a witness all the same.
     """
-    highest = int(known.version) if known and known.version.isdigit() else 0
+    highest = messages.number_of(known.version) if known else 0
     newest: msgspec.Raw | None = None
     for raw in items:
         match = _FIRST_VERSION.search(raw, 0, _HEAD_BYTES)

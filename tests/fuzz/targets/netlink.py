@@ -98,7 +98,7 @@ def _notices(data: bytes) -> None:
         listening = monitor.Monitor(1)
         for _ in range(3):
             for commit in listening.take() or ():
-                _checks.fit_to_be_shown(commit.process)
+                _checks.fit_to_be_shown(str(commit.process))
                 _checks.require(commit.generation >= 0, "a generation below zero")
 
 
