@@ -63,20 +63,19 @@ class Journal:
         """Somebody changed our rules; `operations` put it right, `lines` describe them."""
         now = self._clock()
         self.total += 1
-        by = tuple(by)
+        found = Drift(now, tuple(by), operations, ())
         last = self._records[-1] if self._records else None
-        if last and by and [one.name for one in last.by] == [one.name for one in by] and now < last.at + _TOLD_SECONDS:
+        if last and _alike(last, found):
             last.times += 1
-            last.by, last.at, last.operations, last.repaired_at = by, now, operations, None
-            self._open = last
+            last.by, last.at, last.repaired_at = found.by, now, None
+            found = last
         else:
             described = list(lines)
             shown = tuple(map(escaping.printable, described[:_LINES]))
-            if len(described) > _LINES:
-                shown += (f"and {len(described) - _LINES} lines more",)
-            self._open = Drift(now, by, operations, shown)
-            self._records.append(self._open)
-        self._tell(self._open, now)
+            found.lines = (*shown, f"and {len(described) - _LINES} lines more") if len(described) > _LINES else shown
+            self._records.append(found)
+        self._open = found
+        self._tell(found, now)
 
     def repaired(self) -> None:
         """The kernel holds our rules again."""
@@ -97,3 +96,9 @@ class Journal:
         log.warning("somebody changed our tables; repairing", extra=facts)
         for line in drift.lines if drift.times == 1 else ():
             log.warning("drift: %s", line)
+
+
+def _alike(one: Drift, other: Drift) -> bool:
+    """Whether a change looks like the one before it, done once more: a storm is one record with a count."""
+    names = [[process.name for process in drift.by] for drift in (one, other)]
+    return names[0] == names[1] and one.operations == other.operations and other.at < one.at + _TOLD_SECONDS

@@ -82,10 +82,14 @@ class Backend:
 
     def read(self) -> None:
         """Read our tables from the kernel. PrivilegeError without CAP_NET_ADMIN, HeldError if they are somebody's."""
-        if self._owns:
-            owner.adopt(self.socket)  # first, so that nobody changes what we read
+        self._adopt()
         self.mirror.read()
         self.tables.unsettled()
+
+    def _adopt(self) -> None:
+        """Become the owner before all is read, so that nobody changes what we have read."""
+        if self._owns:
+            owner.adopt(self.socket)
 
     def watch(self) -> int | None:
         """Be told of what others commit. The descriptor that becomes readable then; None if we may not."""
@@ -100,6 +104,8 @@ class Backend:
 
         Returns the processes that did it, as far as the kernel told.
         """
+        if not self.mirror.known:
+            self._adopt()
         edits = self.mirror.follow()
         if edits is None:
             return None

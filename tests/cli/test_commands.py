@@ -327,7 +327,12 @@ def test_run_follows_the_swapped_symlink_of_a_config_map(tmp_path_factory: pytes
 def test_run_repairs_and_names_what_others_do_to_the_table(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("followed")
     (directory / "state.json").write_bytes(_listed(WEB, SLICE, NODE))
-    with Running(directory) as running:
+    config = tmp_path_factory.mktemp("configured") / "config.yaml"
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n"
+        "netagent: {tableOwnership: false}\n"
+    )
+    with Running(directory, "--config", str(config)) as running:
         _eventually(lambda: _holds("10.180.0.2"))
         kernel.nft("flush ruleset")
         _eventually(lambda: _holds("10.180.0.2"))
