@@ -45,7 +45,7 @@ class Answers:
         health: Callable[[], state.Report] | None = None,
     ) -> None:
         """`tables` tells whose our tables are, `refused` which Services the kernel refused, `drift` what others did to
-        our tables, last first. `health` is the report of the health server, None where there is none."""
+        our tables, oldest first. `health` is the report of the health server, None where there is none."""
         self._planner = plan
         self._events = events
         self._node_name = node_name
