@@ -33,15 +33,18 @@ Exit codes:
   0  done            1  runtime error (diff: differs)   2  usage or configuration
   3  unreadable source        4  missing privilege      5  missing kernel feature
   6  commit refused  7  object set aside under --strict
-  8  diff: runtime error     9  another agent works here   70  a bug of netagent
+  8  diff: runtime error     9  another agent works here   10  no agent here
+  70  a bug of netagent
 """
 
 
 # Commands in modules of their own, loaded when they are asked for.
 _ELSEWHERE: Final[dict[str, str]] = {
+    "bundle": "netagent.cli.bundle",
     "explain": "netagent.cli.explain",
     "completion": "netagent.cli.completion",
     "doctor": "netagent.cli.doctor",
+    "drift": "netagent.cli.drift",
     "get": "netagent.cli.get",
     "status": "netagent.cli.status",
     "top": "netagent.cli.top",
