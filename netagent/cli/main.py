@@ -49,6 +49,7 @@ _ELSEWHERE: Final[dict[str, str]] = {
     "status": "netagent.cli.status",
     "top": "netagent.cli.top",
     "trace": "netagent.cli.trace",
+    "whatif": "netagent.cli.whatif",
 }
 
 
