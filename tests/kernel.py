@@ -27,7 +27,7 @@ import pytest
 _CLONE_NEWUSER = 0x10000000  # linux/sched.h
 _CLONE_NEWNET = 0x40000000
 # A test that hangs is killed, not waited for.
-_SECONDS = 120
+_SECONDS = 300
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _home: int | None = None  # in a child: inode of the network namespace that the parent stays in
@@ -159,7 +159,7 @@ def nft(script: str) -> str:
 
 def _run(argv: list[str], text: str = "") -> str:
     assert _home is not None, "only a test under kernel.isolated may run nft"
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(argv)} exited with {done.returncode}: {done.stderr.strip()[:2000]}")
     return done.stdout

@@ -27,15 +27,15 @@ from netagent.source import decode
 from netagent.source.faults import BadObject
 from netagent.source.kinds import Kind
 from netagent.source.store import Store
-from tests import builders, kernel
+from tests import builders, kernel, patience
 from tests.apiserver import ApiServer, Cluster
 
 NODE = "node-1"
 NODE_ADDRESS = "192.0.2.1"
 METRICS = "http://127.0.0.1:10249"
 HEALTH = "http://127.0.0.1:10256"
-# What a test waits at most. Two busy cores may be slow; the promise (2 s after the end of any trouble) is measured.
-BOUND = 15.0
+# What a test waits at most: only a hang takes as long. The promise (2 s after the end of any trouble) is measured.
+BOUND = patience.HANGS
 
 # The command line cannot change how patient the reflector is. This does, in the process itself.
 _PATIENCE = """
@@ -54,7 +54,7 @@ Manifests = Sequence[builders.Manifest]
 def begin() -> None:
     """Make the empty namespace a host: loopback, with the address of the node."""
     for command in (f"addr add {NODE_ADDRESS}/32 dev lo", "link set lo up"):
-        subprocess.run(["ip", *command.split()], check=True, timeout=10)
+        subprocess.run(["ip", *command.split()], check=True, timeout=BOUND)
 
 
 def small_cluster(*more: builders.Manifest, services: int = 10) -> Cluster:
@@ -149,7 +149,7 @@ def get(url: str) -> Page:
     """GET, without any proxy."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5) as answer:
+        with opener.open(url, timeout=BOUND) as answer:
             return Page(
                 answer.status, answer.read().decode(), {name.lower(): text for name, text in answer.getheaders()}
             )
@@ -163,11 +163,7 @@ def get(url: str) -> Page:
 
 def eventually(condition: Callable[[], bool], *, seconds: float = BOUND, what: str = "") -> float:
     """Wait for a condition; return the seconds that it took. AssertionError after this many."""
-    begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.01)
-    return time.monotonic() - begun
+    return patience.until(condition, what, seconds=seconds, pause=0.01)
 
 
 # The kernel -----------------------------------------------------------------------------------------------------

@@ -96,7 +96,7 @@ class Churn:
 @pytest.mark.slow
 @kernel.isolated
 def test_a_day_of_churn_leaves_memory_flat_and_rules_right() -> None:
-    signal.alarm(max(120, EVENTS // 100))  # instead of the time that other tests have
+    signal.alarm(max(600, EVENTS // 50))  # instead of the time that other tests have
     live_agent.begin()
     random = Random(20)
     cluster = live_agent.small_cluster(services=SERVICES)

@@ -15,16 +15,17 @@ from netagent import conntrack
 from netagent.agent import node_addresses
 from netagent.model import addresses
 from tests import kernel
+from tests.patience import HANGS
 
 LOOPBACK = {addresses.parse_address("127.0.0.1"), addresses.parse_address("::1")}
 
 
 def ip(*commands: str) -> None:
     for command in commands:
-        subprocess.run(["ip", *command.split()], check=True, timeout=10)
+        subprocess.run(["ip", *command.split()], check=True, timeout=HANGS)
 
 
-def taken(following: node_addresses.NodeAddresses, *, seconds: float = 2.0) -> bool:
+def taken(following: node_addresses.NodeAddresses, *, seconds: float = HANGS) -> bool:
     """Wait for a notice, then take it."""
     poll = select.poll()
     poll.register(following.fileno(), select.POLLIN)
@@ -32,7 +33,7 @@ def taken(following: node_addresses.NodeAddresses, *, seconds: float = 2.0) -> b
     return following.take()
 
 
-def until(following: node_addresses.NodeAddresses, condition: Callable[[], bool], *, seconds: float = 5.0) -> None:
+def until(following: node_addresses.NodeAddresses, condition: Callable[[], bool], *, seconds: float = HANGS) -> None:
     """Follow until something is so."""
     end = time.monotonic() + seconds
     while not condition():
@@ -77,7 +78,7 @@ def test_notices_that_were_lost_do_not_matter() -> None:
     with node_addresses.NodeAddresses() as following:
         following._notices.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
         commands = "".join(f"addr add 10.{n // 250}.{n % 250}.1/32 dev lo\n" for n in range(500))
-        subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True, timeout=30)
+        subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True, timeout=HANGS)
         with pytest.raises(OSError, match="No buffer space"):
             following._notices.recv(65536)
         ip("addr add 192.0.2.7/32 dev lo")
@@ -92,7 +93,7 @@ def test_the_kernels_word_that_notices_are_lost_is_taken_as_a_notice() -> None:
     with node_addresses.NodeAddresses() as following:
         following._notices.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
         commands = "".join(f"addr add 10.{n // 250}.{n % 250}.1/32 dev lo\n" for n in range(500))
-        subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True, timeout=30)
+        subprocess.run(["ip", "-batch", "-"], input=commands.encode(), check=True, timeout=HANGS)
         assert taken(following) is True
         assert len(following.current) == 500 + len(LOOPBACK)
 
@@ -104,12 +105,12 @@ def test_an_address_that_nobody_can_bind_to_yet_is_not_there_yet() -> None:
     with node_addresses.NodeAddresses() as following:
         ip("-6 addr add fd00::7/64 dev one")
         tentative = subprocess.run(
-            ["ip", "-6", "addr", "show", "tentative"], capture_output=True, text=True, check=True, timeout=10
+            ["ip", "-6", "addr", "show", "tentative"], capture_output=True, text=True, check=True, timeout=HANGS
         ).stdout
         following.take()
         if "fd00::7" in tentative:  # as it should be on every machine that is not asleep
             assert not found("fd00::7") & following.current
-        until(following, lambda: found("fd00::7") <= following.current, seconds=10)
+        until(following, lambda: found("fd00::7") <= following.current)
         with socket.socket(socket.AF_INET6) as bound:
             bound.bind(("fd00::7", 0))
 
