@@ -61,6 +61,7 @@ def _parse(data: bytes) -> None:
     for name in (settled.bridge_interface, settled.interface_name_prefix):
         rule = text.rule_text((ruleset.InputName(name, True),), next(iter(text._TABLE_FAMILY)))
         _checks.require(f'"{name}*"' in rule and rule.isprintable(), f"hostile name of an interface {name!a}")
+        _checks.require(not set(name) & set(" \"'\\*:/"), f"a name that a tool would split {name!a}")
     for value in (settled.node_name, settled.kubeconfig, settled.service_proxy_name):
         _checks.require(value.isprintable(), f"not printable: {value[:200]!a}")
     for seconds in (settled.sync_period_seconds, settled.min_sync_period_seconds, settled.qps):
