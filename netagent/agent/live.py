@@ -27,7 +27,7 @@ from netagent.agent import (
 )
 from netagent.agent.health import checks, pages, server, servers, state
 from netagent.agent.local import serving
-from netagent.agent.metrics import collectors, connections
+from netagent.agent.metrics import collectors, connections, xtables
 from netagent.model import addresses
 from netagent.nftables import counters, netlink
 from netagent.plan import forwarding
@@ -185,7 +185,15 @@ def agent(
                 local_addresses=reconciler.node_port_addresses(reconcile, local=_current(host))
             ),
             pace=loop.pace_of(wanted),
-            observers=[teller, watching, announcer, pace, dataplanes.Retiring(reconcile.backend), chronicle],
+            observers=[
+                teller,
+                watching,
+                announcer,
+                pace,
+                dataplanes.Retiring(reconcile.backend),
+                chronicle,
+                *xtables.observers(reconcile.backend, metrics),
+            ],
             reload=reload_and_tell,
             addresses=host,
         )

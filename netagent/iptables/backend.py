@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -82,6 +83,7 @@ class Backend:
         self._needs_loopback = False
         self._in_process = self._legacy is not None
         self._commits = 0
+        self._written: Counter[tuple[addresses.Family, str]] = Counter()  # rules, by the last commit
         self._clock = clock
         self._next_audit = 0.0
         self._auditing: threading.Thread | None = None
@@ -195,6 +197,16 @@ class Backend:
         """What the kernel holds of ours, as far as we know."""
         return self._actual[family]
 
+    def rule_counts(self) -> Iterator[tuple[addresses.Family, str, int, int]]:
+        """For each table of each family: rules of ours in it, and how many of them the last commit wrote."""
+        for family, actual in self._actual.items():
+            held = Counter(dict.fromkeys(readback.TABLES, 0))
+            for name, rules in actual.chains.items():
+                held[name.table] += len(rules)
+            held.update(jump.table for jump in actual.jumps())
+            for table in readback.TABLES:
+                yield family, table, held[table], self._written[family, table]
+
     # What it should hold
 
     def begin_anew(self) -> None:
@@ -275,11 +287,13 @@ class Backend:
     def _commit(self, pending: Pending) -> Commit:
         transactions = sent = 0
         self._commits += 1
+        self._written.clear()
         try:
             for done in pending.changes:
                 transactions += len(done.tables)
                 sent += self._carry_out(done)
                 diff.applied(self._actual[done.family], done)
+                self._written.update({(done.family, table): count for table, count in done.rules_by_table.items()})
         except BaseException:
             # What is remembered may be wrong: that can be the very reason. Read before anything is compared again.
             self._known = False

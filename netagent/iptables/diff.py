@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
@@ -50,6 +51,14 @@ class Changes:
     def rules_written(self) -> int:
         """How many rules have to be built."""
         return sum(map(len, self.written.values())) + len(self.jumps_inserted)
+
+    @property
+    def rules_by_table(self) -> Counter[str]:
+        """The same by table."""
+        found = Counter(jump.table for jump in self.jumps_inserted)
+        for name, rules in self.written.items():
+            found[name.table] += len(rules)
+        return found
 
     @property
     def tables(self) -> list[str]:

@@ -12,8 +12,9 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from netagent import conntrack, settings
+from netagent.agent import reconciler
 from netagent.agent.health import state
-from netagent.agent.metrics import collectors, latency, local_policy
+from netagent.agent.metrics import collectors, latency, local_policy, xtables
 from netagent.model import objects
 from netagent.model.addresses import Family
 from netagent.plan import frontends, services
@@ -392,3 +393,25 @@ def test_times_of_an_unset_gauge_are_not_nonsense(stage: Stage) -> None:
     body = stage.metrics.exposition()[0].decode()
     assert "nan" not in body.lower().replace("nanosecond", "")
     assert math.isfinite(stage.value("process_start_time_seconds") or 0.0)
+
+
+def test_the_rules_of_mode_iptables_are_counted_after_each_sync() -> None:
+    class Xtables:
+        def rule_counts(self) -> list[xtables.RuleCount]:
+            return [xtables.RuleCount(Family.IPV4, "nat", 40, written), xtables.RuleCount(Family.IPV6, "filter", 7, 0)]
+
+    written = 40
+    stage = Stage(settings.Mode.IPTABLES)
+    (observer,) = xtables.observers(Xtables(), stage.metrics)
+    report = reconciler.SyncReport(1, 1, 0.001, ())
+    observer.synced(report)
+    written = 2
+    observer.synced(report)
+    prefix = "kubeproxy_sync_proxy_rules_iptables"
+    assert stage.value(f"{prefix}_total", table="nat", ip_family="IPv4") == 40
+    assert stage.value(f"{prefix}_last", table="nat", ip_family="IPv4") == 2
+    assert stage.value(f"{prefix}_total", table="filter", ip_family="IPv6") == 7
+
+
+def test_a_data_plane_whose_rules_do_not_grow_is_not_counted(stage: Stage) -> None:
+    assert xtables.observers(object(), stage.metrics) == ()
