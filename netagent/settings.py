@@ -543,6 +543,8 @@ def node_name_of(settings: Settings, flag: str | None, host: str) -> str:
     """The own Node object's name: the flag's, else the file's, else the host's; trimmed, in lower case."""
     for name in (flag or "", settings.node_name, host):
         if name.strip():
+            if not name.strip().isprintable():
+                raise errors.ConfigError(f"{_shown(name)} is no name of a node: it has characters that nobody can see")
             return name.strip().lower()
     raise errors.ConfigError("the node has no name: set hostnameOverride or give the name on the command line")
 

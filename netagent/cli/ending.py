@@ -20,7 +20,7 @@ def ending(*, differs: int = 1) -> Callable[[Callable[..., Any]], Callable[..., 
             try:
                 return command(*args, **kwargs)
             except errors.NetagentError as error:
-                for line in str(error).splitlines():
+                for line in str(error).split("\n"):
                     options.say(line)
                 sys.exit(differs if error.exit_code == 1 else error.exit_code)
             except BrokenPipeError:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from netagent import errors, settings
+from netagent import errors, escaping, settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -164,5 +164,5 @@ def settings_of(path: str | None, mode: str | None) -> settings.Parsed:
 
 
 def say(text: str) -> None:
-    """Tell people something: on standard error, as standard output is data."""
-    click.echo(f"netagent: {text}", err=True)
+    """Tell people something, on one line, whatever names are in it: on standard error, as standard output is data."""
+    click.echo(f"netagent: {escaping.printable(text)}", err=True)
