@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -235,9 +236,15 @@ def diff_process(server: ApiServer) -> subprocess.CompletedProcess[bytes]:
 
 
 def listings() -> dict[str, str]:
-    """Our tables with handles, without counters: equal ones mean that nobody touched anything."""
+    """Our tables with handles, without counters: equal ones mean that nobody touched anything.
+
+    Without who owns them, which is the process that runs, and nobody when none does.
+    """
     names = [line.removeprefix("table ") for line in kernel.nft("list tables").splitlines()]
-    return {name: kernel.listing(name) for name in names if name.endswith(" netagent")}
+    return {name: _OWNER.sub("", kernel.listing(name)) for name in names if name.endswith(" netagent")}
+
+
+_OWNER = re.compile(r" progname \S+|\n\tflags [a-z, |]*$", re.MULTILINE)
 
 
 # What a packet to a frontend meets: the chain of its verdict, and the endpoints that it may be sent to.
