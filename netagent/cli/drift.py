@@ -38,7 +38,7 @@ def drift(output: str, all_lines: bool) -> None:
     from netagent.agent import drift as journal
     from netagent.agent.local import client
 
-    records = client.document("/drift", list[journal.Drift])
+    records = sorted(client.document("/drift", list[journal.Drift]), key=lambda record: record.at)
     if output != "text":
         tables.document({"items": [_as_data(record) for record in records]}, output)
         return

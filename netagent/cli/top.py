@@ -169,6 +169,8 @@ class _Gauge:
             self.meter.read(dialled, counts, seconds=now - self._last)
         else:
             self.meter.read(self._of_plan(), None, seconds=now - self._last)
+        if not self._last and self._arrivals:
+            self._arrivals.take()  # these came before
         self._reading_seconds = time.monotonic() - now
         self._last = now
 

@@ -114,7 +114,8 @@ def test_a_deleted_node_that_is_still_in_force_is_in_the_snapshot() -> None:
     plan.store.replace(())
     plan.replan()
     taken = snapshot.take(plan, node_name=NODE)
-    assert taken.node is not None and taken.node.zone == "a"
+    assert taken.node is not None
+    assert taken.node.zone == "a"
 
 
 # Status ---------------------------------------------------------------------------------------------------------
@@ -132,10 +133,13 @@ def test_after_a_sync_all_is_well_and_the_sync_is_told() -> None:
     events.synced(report(41))
     events.synced(report(0))
     status = answering(plan_of(*two_rivals()), events).status()
-    assert status.in_sync and status.troubles == ()
+    assert status.in_sync
+    assert status.troubles == ()
     assert status.syncs.succeeded == 2
-    assert status.syncs.last_change is not None and status.syncs.last_change.operations == 41
-    assert status.syncs.last is not None and status.syncs.last.operations == 0
+    assert status.syncs.last_change is not None
+    assert status.syncs.last_change.operations == 41
+    assert status.syncs.last is not None
+    assert status.syncs.last.operations == 0
     assert status.counts == documents.Counts(services=3, frontends=4, endpoints=3)
     assert [(one.winner, one.loser) for one in status.conflicts] == [("default/old", "default/young")]
 
@@ -147,13 +151,16 @@ def test_failed_syncs_are_counted_in_a_row_and_told_with_the_operation_at_fault(
     events.failed(errors.CommitRejectedError("no room", errno=28, operation="add element x"))
     status = answering(plan_of(), events).status()
     failure = status.syncs.last_failure
-    assert failure is not None and (failure.in_a_row, failure.operation) == (2, "add element x")
+    assert failure is not None
+    assert (failure.in_a_row, failure.operation) == (2, "add element x")
     assert not status.in_sync
     assert status.troubles == ("syncs fail (2 in a row): no room",)
     events.synced(report(1))
     status = answering(plan_of(), events).status()
-    assert status.in_sync and status.troubles == ()
-    assert status.syncs.last_failure is not None and status.syncs.last_failure.in_a_row == 0
+    assert status.in_sync
+    assert status.troubles == ()
+    assert status.syncs.last_failure is not None
+    assert status.syncs.last_failure.in_a_row == 0
 
 
 def test_an_update_that_waits_makes_the_kernel_behind_only_after_a_second() -> None:
@@ -163,12 +170,15 @@ def test_an_update_that_waits_makes_the_kernel_behind_only_after_a_second() -> N
     since = events.since
     events.queued()
     clock.now += 0.5
-    assert events.in_sync and events.since == since
+    assert events.in_sync
+    assert events.since == since
     clock.now, wall.now = clock.now + 2, wall.now + 2.5
-    assert not events.in_sync and events.since == 1000.0
+    assert not events.in_sync
+    assert events.since == 1000.0
     assert answering(plan_of(), events).status().troubles == ("the kernel is behind: an update has waited for 2.5 s",)
     events.synced(report(0))
-    assert events.in_sync and events.since == 1002.5
+    assert events.in_sync
+    assert events.since == 1002.5
 
 
 def test_a_loop_that_hangs_is_a_trouble() -> None:
@@ -205,7 +215,8 @@ def test_a_source_that_is_not_in_sync_is_a_trouble_with_its_reason(tmp_path: Pat
         file.unlink()
         assert not manifests.take(plan.store)
         (source,) = answering(plan, events, source=manifests).status().sources
-        assert not source.in_sync and "cannot read manifests" in (source.error or "")
+        assert not source.in_sync
+        assert "cannot read manifests" in (source.error or "")
 
 
 def test_what_is_set_aside_is_told_with_field_and_reason(tmp_path: Path) -> None:
@@ -300,9 +311,11 @@ def test_a_client_gets_documents_and_learns_who_answered() -> None:
     events.synced(report(1))
     with listening() as (made, address), server.LocalServer(made, answering=answering(plan_of(*two_rivals()), events)):
         status = client.document("/status", documents.Status, address=address)
-        assert status.in_sync and status.pid == os.getpid()
+        assert status.in_sync
+        assert status.pid == os.getpid()
         answer = client.ask("/objects", address=address)
-        assert answer.pid == os.getpid() and answer.process
+        assert answer.pid == os.getpid()
+        assert answer.process
         assert len(snapshot.read(answer.body).services) == 3
 
 
@@ -327,9 +340,12 @@ def test_without_an_agent_the_error_says_so() -> None:
 
 
 def test_an_answer_of_another_version_is_an_error_of_the_source() -> None:
-    with listening() as (made, address), server.LocalServer(made, answering=answering(plan_of())):
-        with pytest.raises(errors.SourceError, match="another version"):
-            client.document("/drift", documents.Status, address=address)
+    with (
+        listening() as (made, address),
+        server.LocalServer(made, answering=answering(plan_of())),
+        pytest.raises(errors.SourceError, match="another version"),
+    ):
+        client.document("/drift", documents.Status, address=address)
 
 
 def test_closing_the_server_keeps_the_socket_of_whoever_made_it() -> None:
@@ -363,4 +379,3 @@ def test_questions_are_answered_while_the_plan_changes() -> None:
     finally:
         stop.set()
         thread.join()
-

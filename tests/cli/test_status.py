@@ -1,0 +1,207 @@
+"""`netagent status`: how the agent is, on one screen, and in its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from netagent import errors
+from netagent.agent.local import client
+from tests import builders, kernel
+
+from .asking import PATIENCE, ask
+from .test_commands import NODE, ON_NODE, SLICE, WEB, Running, _eventually, _listed
+
+NOBODY = 65534
+GROUP = 54321
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "followed").mkdir()
+    (tmp_path / "followed" / "all.json").write_bytes(_listed(WEB, SLICE, NODE))
+    return tmp_path / "followed"
+
+
+def _healthy() -> bool:
+    return ask("status").code == 0
+
+
+def _screen(text: str) -> dict[str, list[str]]:
+    """What stands under each heading of the screen."""
+    lines = text.splitlines()
+    width = len(lines[0]) - len(lines[0].removeprefix("Agent").lstrip())
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for line in lines:
+        heading = line[:width].strip() or heading
+        found.setdefault(heading, []).append(line[width:])
+    return found
+
+
+@kernel.isolated
+def test_a_healthy_agent_shows_all_of_itself_on_one_screen(directory: Path) -> None:
+    with Running(directory) as running:
+        _eventually(_healthy, PATIENCE)
+        said = ask("status")
+        assert (said.code, said.stderr) == (0, "")
+        screen = _screen(said.stdout)
+        assert screen["Agent"][0] == "healthy"
+        assert f"process {running.process.pid}" in screen["Agent"][1]
+        assert screen["Node"] == ["node-1, mode nftables, IPv4 and IPv6"]
+        assert screen["Serves"] == ["1 Services, 1 frontends, 2 endpoints known"]
+        assert screen["Kernel"][0].startswith("in sync for ")
+        assert screen["Sources"][0].startswith(f"{directory}: in sync, ")
+        assert [line.split(":")[0] for line in screen["Tables"]] == ["ip netagent", "ip6 netagent"]
+        assert screen["Drift"] == screen["Quarantine"] == screen["Conflicts"] == screen["Trouble"] == ["none"]
+        assert len(said.stdout.splitlines()) <= 24
+
+
+@kernel.isolated
+def test_programs_get_all_of_it_as_json_or_yaml(directory: Path) -> None:
+    with Running(directory) as running:
+        _eventually(_healthy, PATIENCE)
+        document = json.loads(ask("status", "-o", "json").stdout)
+        assert document["healthy"] is True
+        agent = document["agent"]
+        assert (agent["pid"], agent["nodeName"], agent["inSync"]) == (running.process.pid, "node-1", True)
+        assert agent["syncs"]["lastChange"]["operations"] > 0
+        assert agent["counts"] == {"services": 1, "frontends": 1, "endpoints": 2}
+        assert yaml.safe_load(ask("status", "-o", "yaml").stdout)["agent"]["started"] == agent["started"]
+
+
+@kernel.isolated
+def test_bad_objects_are_named_and_a_source_that_has_gone_is_exit_code_1(directory: Path) -> None:
+    bad = builders.service_manifest("bad")
+    bad["spec"]["ports"][0]["port"] = 70000
+    (directory / "bad.json").write_bytes(builders.as_json(bad))
+    with Running(directory):
+        _eventually(_healthy, PATIENCE)
+        (line,) = _screen(ask("status").stdout)["Quarantine"]
+        assert line.startswith("Service default/bad: spec.ports[0].port: 70000")
+        directory.rename(directory.with_name("elsewhere"))
+        _eventually(lambda: not _healthy(), PATIENCE)
+        said = ask("status")
+        assert said.code == 1
+        (trouble,) = _screen(said.stdout)["Trouble"]
+        assert trouble.startswith(f"{directory} is not in sync: cannot read manifests")
+        directory.with_name("elsewhere").rename(directory)
+        _eventually(_healthy, PATIENCE)
+
+
+@kernel.isolated
+def test_without_an_agent_the_kernel_alone_tells_and_the_exit_code_is_10(directory: Path) -> None:
+    nothing = ask("status")
+    assert nothing.code == 10
+    assert "NONE: no agent runs" in nothing.stdout
+    assert "no Service is served here" in nothing.stdout
+    assert ask("sync", "-f", directory, *ON_NODE).code == 0
+    left = ask("status")
+    assert left.code == 10
+    screen = _screen(left.stdout)
+    assert screen["Serves"] == ["1 frontends with 2 places for endpoints"]
+    assert screen["Mode iptables"] == ["no rules of ours"]
+    assert screen["Trouble"] == ["these rules serve, and follow no change until an agent runs"]
+    document = json.loads(ask("status", "-o", "json").stdout)
+    assert (document["healthy"], document["agent"]) == (False, None)
+    assert [(table["family"], table["present"], table["frontends"]) for table in document["tables"]] == [
+        ("ip", True, 1),
+        ("ip6", True, 0),
+    ]
+
+
+@kernel.isolated
+def test_an_agent_that_hangs_does_not_answer_and_the_kernel_is_shown(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from netagent.cli import status
+
+    with Running(directory) as running:
+        _eventually(_healthy, PATIENCE)
+        running.process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(status, "_SECONDS", 0.2)
+        said = ask("status")
+        assert said.code == 1
+        assert said.stdout.splitlines()[0].split()[:3] == ["Agent", "NO", "ANSWER:"]
+        assert "1 frontends" in said.stdout
+
+
+# Other users ----------------------------------------------------------------------------------------------------
+
+
+def _as_nobody(act: Callable[[], str], *groups: int) -> str:
+    """What a function says in a process of a user without any right."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "nothing was said"
+        try:
+            os.setgroups(groups)
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            said = act()
+        except BaseException as error:  # noqa: BLE001 - the parent asserts on it
+            said = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(writer, said.encode())
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def _needs_other_users() -> None:
+    if (
+        len(Path("/proc/self/uid_map").read_text().split()) != 3
+        or "4294967295" not in Path("/proc/self/uid_map").read_text()
+    ):
+        pytest.skip("this user namespace has one user: run the tests as root")
+
+
+@kernel.isolated
+def test_another_user_is_refused_and_a_member_of_the_group_is_answered(directory: Path) -> None:
+    _needs_other_users()
+    config = directory.with_name("config.yaml")
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\n"
+        f'netagent: {{socketGroup: "{GROUP}"}}\n'
+    )
+    with Running(directory, "--config", str(config)):
+        _eventually(_healthy, PATIENCE)
+        refused = _as_nobody(lambda: str(client.ask("/status")))
+        assert refused.startswith("PrivilegeError: ")
+        assert "netagent.socketGroup" in refused
+        assert "inSync" in _as_nobody(client.ask("/status").body.decode, GROUP)
+        assert "PrivilegeError" in _as_nobody(lambda: str(client.ask("/objects")), GROUP + 1)
+
+
+@kernel.isolated
+def test_nobody_without_rights_can_pose_as_the_agent() -> None:
+    _needs_other_users()
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        with socket.socket(socket.AF_UNIX) as squatting:
+            squatting.bind(client.ADDRESS)
+            squatting.listen()
+            os.write(told, b"x")
+            signal.pause()
+        os._exit(0)
+    try:
+        os.read(ready, 1)
+        with pytest.raises(errors.PrivilegeError, match=f"process {child} of user {NOBODY} .* is not believed"):
+            client.ask("/status")
+        assert ask("status").code == 4
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
