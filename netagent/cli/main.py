@@ -296,12 +296,10 @@ def sysctl(config_path: str | None) -> None:
 def cleanup(kube_proxy: bool) -> None:
     """Remove all that is ours from the kernel, and nothing else. A second time is fine.
 
-    Takes the options of the other commands; none of them matters: every mode and every family goes.
+    Takes the options of the other commands; none of them matters: every mode and every family goes. What is ours stays
+    while an agent runs: without --kube-proxy that is an error.
     """
-    from netagent.agent import dataplanes, presence
-
-    with presence.claimed():
-        retired = dataplanes.retire_predecessors(None)
+    retired = _remove_ours(beside_agent=kube_proxy)
     removed = [f"removed the rules of mode {name}" for name in retired.removed]
     failed = list(retired.failed)
     if kube_proxy:
@@ -312,6 +310,21 @@ def cleanup(kube_proxy: bool) -> None:
         options.say(line)
     if failed:
         raise errors.NetagentError("not everything could be removed")
+
+
+def _remove_ours(*, beside_agent: bool) -> dataplanes.Retired:
+    """Remove our rules of all modes. HeldError while an agent runs, unless there is something to do beside it: then its
+    rules stay, and that is said."""
+    from netagent.agent import dataplanes, presence
+
+    try:
+        with presence.claimed():
+            return dataplanes.retire_predecessors(None)
+    except errors.HeldError:
+        if not beside_agent:
+            raise
+        options.say("an agent of netagent runs here; its rules stay")
+        return dataplanes.Retired((), ())
 
 
 def _remove_kube_proxy() -> dataplanes.Retired:

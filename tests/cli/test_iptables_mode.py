@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from netagent import errors
 from netagent.iptables import tools
-from tests import builders, kernel
+from tests import builders, kernel, patience
 
 from .test_commands import ON_NODE, netagent
 
@@ -158,3 +160,21 @@ def test_cleanup_also_removes_what_kube_proxy_left_and_says_what() -> None:
     assert "table ip kube-proxy" not in tables
     assert "table ip others" in tables
     assert "nothing to remove" in netagent("cleanup", "--kube-proxy").stderr
+
+
+@kernel.isolated
+def test_beside_an_agent_cleanup_removes_what_kube_proxy_left_and_nothing_of_the_agents(manifests: Path) -> None:
+    kernel.nft("add table ip kube-proxy\nadd chain ip kube-proxy services")
+    agent = subprocess.Popen([sys.executable, "-m", "netagent", "run", "-f", manifests, *ON_NODE])
+    try:
+        patience.until(lambda: "10.96.0.1 . tcp . 80" in kernel.nft("list ruleset"), "the agent's rules")
+        refused = netagent("cleanup")
+        assert refused.returncode == errors.HeldError.exit_code, refused.stderr
+        done = netagent("cleanup", "--kube-proxy")
+        assert done.returncode == 0, done.stderr
+        assert "its rules stay" in done.stderr
+        assert "table ip kube-proxy" not in kernel.nft("list tables")
+        assert "10.96.0.1 . tcp . 80" in kernel.nft("list map ip netagent frontends")
+    finally:
+        agent.terminate()
+        agent.wait(patience.HANGS)
