@@ -15,6 +15,8 @@ import yaml
 from netagent import errors
 from netagent.agent.local import client
 from tests import builders, kernel
+from tests.agent import live_agent
+from tests.apiserver import ApiServer
 
 from .asking import PATIENCE, ask
 from .test_commands import NODE, ON_NODE, SLICE, WEB, Running, _eventually, _listed
@@ -131,6 +133,29 @@ def test_an_agent_that_hangs_does_not_answer_and_the_kernel_is_shown(
         assert said.code == 1
         assert said.stdout.splitlines()[0].split()[:3] == ["Agent", "NO", "ANSWER:"]
         assert "1 frontends" in said.stdout
+
+
+@kernel.isolated
+def test_on_a_cluster_every_kind_is_a_source_with_its_age_and_health_is_what_healthz_says() -> None:
+    live_agent.begin()
+    bad = builders.service_manifest("bad", cluster_ip="10.96.5.5")
+    bad["spec"]["ports"][0]["port"] = 70000
+    with ApiServer(live_agent.small_cluster(bad, services=3)) as server, live_agent.Agent(server.url):
+        _eventually(_healthy, PATIENCE)
+        told = json.loads(ask("status", "-o", "json").stdout)["agent"]
+        assert [source["name"] for source in told["sources"]] == ["EndpointSlice", "Node", "Service", "ServiceCIDR"]
+        assert all(source["inSync"] and source["age"] is not None for source in told["sources"])
+        assert told["health"] == {"healthy": True, "ready": True, "nodeEligible": True, "sound": True}
+        assert told["counts"] == {"services": 3, "frontends": 3, "endpoints": 3}
+        assert [(one["kind"], one["name"], one["field"]) for one in told["quarantine"]] == [
+            ("Service", "bad", "spec.ports[0].port")
+        ]
+        live = json.loads(ask("get", "services", "s0", "-o", "json").stdout)
+        assert (live["origin"], live["items"][0]["used"]) == ("agent", 1)
+        server.refuse()
+        _eventually(lambda: not _healthy(), PATIENCE)
+        troubles = json.loads(ask("status", "-o", "json").stdout)["agent"]["troubles"]
+        assert all("cannot be followed" in trouble for trouble in troubles)
 
 
 # Other users ----------------------------------------------------------------------------------------------------
