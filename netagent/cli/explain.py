@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -138,9 +139,7 @@ def _of_files(source: options.Source) -> Scene:
     plan = planner.Planner(source.wanted, node_name=source.node_name)
     plan.store.replace(reading.objects)
     plan.replan()
-    remarks: list[str] = []
-    if plan.store.node is None:
-        remarks.append(f"there is no Node {source.node_name!r} among the manifests: what depends on it is unknown")
+    remarks = list(_reading_remarks(reading, source.node_name))
     found, remark = _kernel(source.wanted)
     # Manifests are often looked at elsewhere than on a node, where there is nothing to compare them with.
     exists = found is not None and any(table.exists for table in found.values())
@@ -154,6 +153,7 @@ def _of_files(source: options.Source) -> Scene:
         noted=[world.Noted(one.kind, one.namespace, one.name, one.field, one.reason) for one in reading.remarks],
         facts=_Facts(reading, stdin),
         found=found if exists else None,
+        records=_records(source.wanted) if exists else None,
     )
     return Scene(seen, situation.Origin.FILES, tuple(remarks))
 
@@ -177,7 +177,12 @@ def _of_agent(seen: situation.Situation) -> Scene:
         for one in client.document("/quarantine", tuple[documents.SetAside, ...])
     ]
     made = world.world_of(
-        seen.planner, host_addresses=_host_addresses(), set_aside=aside, found=found, others=services.values()
+        seen.planner,
+        others=services.values(),
+        host_addresses=_host_addresses(),
+        set_aside=aside,
+        found=found,
+        records=_records(seen.settings) if found else None,
     )
     return Scene(made, situation.Origin.AGENT, (*seen.remarks, *([remark] if remark else [])))
 
@@ -215,6 +220,7 @@ def _of_kernel(seen: situation.Situation) -> Scene:
         settings=seen.settings,
         node_name=seen.node_name,
         host=walk.Host(_host_addresses()),
+        records=_records(seen.settings),
     )
     return Scene(made, situation.Origin.KERNEL, seen.remarks)
 
@@ -227,6 +233,35 @@ def _kernel(wanted: settings.Settings) -> tuple[Tables | None, str]:
     if held.tables:
         return held.tables, ""
     return None, f"not compared with the kernel's rules: {held.reason}"
+
+
+def _records(wanted: settings.Settings) -> Callable[[addresses.Family], Mapping[bytes, bytes]]:
+    """Reads which endpoint each client has by session affinity; nothing where that cannot be read."""
+
+    @functools.cache
+    def read(family: addresses.Family) -> Mapping[bytes, bytes]:
+        from netagent.nftables import layout, netlink, readback
+
+        spec = layout.sets(affinity_clients=wanted.affinity_clients)[layout.AFFINITY]
+        try:
+            with netlink.NftablesSocket() as socket:
+                found = readback.read_elements(socket, spec, family)
+        except OSError:
+            return {}
+        return {key: value for key, value in found.items() if isinstance(value, bytes)}
+
+    return read
+
+
+def _reading_remarks(reading: manifests.Reading, node_name: str) -> Iterator[str]:
+    """What the reader should know of manifests: whether they have this node, and what is wrong with others."""
+    nodes = sorted(item.name for item in reading.objects if isinstance(item, objects.Node))
+    if node_name not in nodes:
+        there = f" (it has {', '.join(nodes[:5])}{' ...' if len(nodes) > 5 else ''}: see --node-name)" if nodes else ""
+        yield f"there is no Node {node_name!r} among the manifests{there}: what depends on it is unknown"
+    if reading.quarantined:
+        count = len(reading.quarantined)
+        yield f"{count} object{'s' if count != 1 else ''} of the manifests cannot be used; `netagent dump` names them"
 
 
 def _host_addresses() -> frozenset[bytes]:

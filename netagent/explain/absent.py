@@ -14,6 +14,7 @@ def reason_of(world: World, missing: Missing) -> Reason:
     """The cause, the most particular one first. NOBODYS_ADDRESS if nothing at all is known of the address."""
     for find in (
         _port_of_a_service,
+        _port_in_rules,
         _of_another_proxy,
         _external_ip,
         _by_manifest,
@@ -31,6 +32,7 @@ def reason_of(world: World, missing: Missing) -> Reason:
         why=(
             f"no Service that is known here has the address {shown}, so netagent leaves such packets alone",
             *_perhaps_set_aside(world),
+            *(() if world.facts else ("load balancer addresses with ipMode Proxy are left alone on purpose",)),
         ),
         change=("kubectl get services -A -o wide", *_look_at_node(world)),
     )
@@ -86,6 +88,27 @@ def _port_of_a_service(world: World, missing: Missing) -> Reason | None:
             "dial a port that the Service has, or add this one to spec.ports",
             remedies.look_at_service(service.key),
         ),
+    )
+
+
+def _port_in_rules(world: World, missing: Missing) -> Reason | None:
+    """A port that nobody has at an address of the kernel's rules, where these are all that is known."""
+    if not world.kernel_only or missing.port is None:
+        return None
+    held = sorted(
+        (key.port, key.protocol.name.lower(), str(frontend.owner.owner))
+        for key, frontend in world.frontends.items()
+        if key.family is missing.family and key.address == missing.address
+    )
+    if not held:
+        return None
+    ports = remedies.listed([f"{port}/{protocol} ({owner})" for port, protocol, owner in held])
+    asked = f"{missing.port}/{missing.protocol.name.lower()}"
+    same_number = [protocol for port, protocol, _ in held if port == missing.port]
+    return Reason(
+        cause=Cause.WRONG_PROTOCOL if same_number else Cause.PORT_UNDEFINED,
+        why=(f"the kernel's rules have no {asked} at this address; those that they have are {ports}",),
+        change=("dial a port that is there, or add this one to the Service's spec.ports",),
     )
 
 
@@ -229,8 +252,8 @@ def _unallocated(world: World, missing: Missing) -> Reason | None:
             return Reason(
                 cause=Cause.UNALLOCATED,
                 why=(
-                    f"{shown} is in the range of cluster IPs ({prefix}), but no Service has it: such packets lead "
-                    "nowhere, so they are dropped",
+                    f"{shown} is in the range of cluster IPs ({prefix}), but no Service that is known here has it: "
+                    "such packets lead nowhere, so they are dropped",
                     *_perhaps_set_aside(world),
                 ),
                 change=(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from netagent import errors
@@ -25,7 +25,11 @@ _Results = dict[tuple[walk.Fate, bytes | None, bool], Fraction]
 
 
 def differences(
-    world: World, source: Source, dialled: Dialled, desired: Sequence[walk.Possibility]
+    world: World,
+    source: Source,
+    dialled: Dialled,
+    desired: Sequence[walk.Possibility],
+    records: Mapping[bytes, bytes] | None = None,
 ) -> tuple[str, ...] | None:
     """What the kernel's rules do otherwise with a new connection, in words; empty: nothing. None if that is unknown."""
     if world.actual is None:
@@ -36,7 +40,7 @@ def differences(
         return (f"the kernel has no rules of netagent for {family.value}: nothing of this is in force",)
     packet = packet_of(source, dialled, world.rules[family])
     try:
-        found = walk.outcomes(actual.table, packet, world.host)
+        found = walk.outcomes(actual.table, packet, world.host, records=records)
     except errors.InvariantError as error:
         return (f"the kernel's rules cannot be followed: {error}",)
     said = [*_strange(found, frozenset(actual.strange)), *_results(_odds(desired), _odds(found))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from netagent import settings as configuration
 from netagent.explain.world import World
@@ -31,6 +31,7 @@ def world_of_kernel(
     settings: configuration.Settings,
     node_name: str,
     host: walk.Host,
+    records: Callable[[addresses.Family], Mapping[bytes, bytes]] | None = None,
 ) -> World:
     """What can be told from tables: `tables` are those that are in force. Services are known by the comments of their
     elements; slices, policies and everything set aside are not known at all."""
@@ -54,6 +55,7 @@ def world_of_kernel(
         tables={family: readable.table for family, readable in tables.items()},
         host=host,
         kernel_only=True,
+        records=records,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from netagent import settings
@@ -65,7 +65,8 @@ def part_of(
     sources = sources_of(world, dialled.family, client, frontend)
     if stand_in is not None:
         sources = tuple(source for source in sources if source.kind is SourceKind.NODE)
-    tales = [_compared(world, telling.tale_of(world, source, subject), subject.dialled) for source in sources]
+    records = telling.records_of(world, frontend)
+    tales = [_compared(world, telling.tale_of(world, source, subject), subject.dialled, records) for source in sources]
     return Part(
         dialled=dialled,
         title=f"{remedies.kind_words(frontend)} of Service {_owner_words(frontend.owner)}",
@@ -130,10 +131,11 @@ def _story_of(tale: Tale) -> object:
     return (tale.fate, tale.reason, tale.shares, tale.notes, tale.kernel)
 
 
-def _compared(world: World, tale: Tale, dialled: Dialled) -> Tale:
+def _compared(world: World, tale: Tale, dialled: Dialled, records: Mapping[bytes, bytes] | None = None) -> Tale:
     if world.settings.mode is not settings.Mode.NFTABLES:
         return tale
-    return replace(tale, kernel=comparison.differences(world, tale.sources[0], dialled, tale.possibilities))
+    found = comparison.differences(world, tale.sources[0], dialled, tale.possibilities, records)
+    return replace(tale, kernel=found)
 
 
 def _candidates(world: World, subject: Subject, tales: Iterable[Tale]) -> tuple[Candidate, ...]:

@@ -29,6 +29,9 @@ def lines(story: Story, *, with_rules: bool = False) -> Iterator[str]:
         blocks.append(_part_lines(part, told, with_rules=with_rules, candidates=part.candidates != following))
     if story.notes:
         blocks.append(iter(("Beside:", *(f"  - {note}" for note in story.notes))))
+    compared = [tale.kernel for part in story.parts for tale in part.tales]
+    if compared and all(differences == () for differences in compared):
+        blocks.append(iter(("The rules that the kernel holds do the same.",)))
     first = True
     for block in blocks:
         for number, line in enumerate(block):
@@ -72,7 +75,7 @@ def _tale_lines(part: Part, tale: Tale, told: set[Reason], *, with_rules: bool) 
     for difference in tale.kernel or ():
         yield f"    ! {difference}"
     if tale.kernel:
-        yield "    ! `netagent diff` tells all that differs, `netagent sync` puts it right"
+        yield "    ! `netagent diff` tells all that differs; `netagent sync`, or a running agent, puts it right"
     if with_rules:
         yield from (f"    {line}" for line in steps.lines(tale.possibilities, part.dialled.family))
 

@@ -81,7 +81,10 @@ def _on_loopback(world: World, dialled: Dialled, frontend: frontends.Frontend, c
 
 def causes(story: Story) -> tuple[Cause, ...]:
     """All causes that a story names, sorted."""
-    found: set[Cause] = {tale.reason.cause for part in story.parts for tale in part.tales}
+    tales = [tale for part in story.parts for tale in part.tales]
+    found = {tale.reason.cause for tale in tales}
+    if any(tale.kernel for tale in tales):
+        found.add(Cause.KERNEL_DIFFERS)
     found.update(part.reason.cause for part in story.parts if part.reason)
     if story.reason:
         found.add(story.reason.cause)

@@ -52,6 +52,7 @@ class Cause(enum.StrEnum):
     FAMILY_NOT_SERVED = "family-not-served"
     NOBODYS_ADDRESS = "address-of-no-service"
     ENDPOINT_ITSELF = "address-of-an-endpoint"
+    KERNEL_DIFFERS = "kernel-differs"
 
 
 class SourceKind(enum.StrEnum):

@@ -14,6 +14,11 @@ _NAME = r"[a-z0-9](?:[-a-z0-9.]*[a-z0-9])?"
 _BY_NAME = re.compile(
     rf"(?:(?P<namespace>{_NAME})/)?(?P<name>{_NAME})(?::(?P<port>[-a-z0-9]+)(?:/(?P<protocol>[a-zA-Z]+))?)?"
 )
+# As a Service is called in the cluster's DNS: web.shop.svc.cluster.local
+_BY_DNS = re.compile(
+    r"(?P<name>[a-z0-9][-a-z0-9]*)\.(?P<namespace>[a-z0-9][-a-z0-9]*)\.svc(?:\.[-a-z0-9.]+)?"
+    r"(?::(?P<port>[-a-z0-9]+)(?:/(?P<protocol>[a-zA-Z]+))?)?"
+)
 _BY_ADDRESS = re.compile(
     r"(?:\[(?P<bracketed>[^\[\]/]*)\]|(?P<plain>[0-9.]+|[0-9a-fA-F:.]*::?[0-9a-fA-F:.]*?))"
     r"(?::(?P<port>[0-9]+)(?:/(?P<protocol>[a-zA-Z]+))?)?"
@@ -40,9 +45,9 @@ Target = AddressTarget | ServiceTarget
 
 
 def target_of(text: str, *, namespace: str) -> Target:
-    """Read `10.96.0.10:53/udp`, `[fd00::1]:80`, `namespace/name`, `name:port`. ConfigError if it is none of these.
+    """Read `10.96.0.10:53/udp`, `[fd00::1]:80`, `namespace/name`, `name:port`, or the name of a Service in DNS.
 
-    The protocol is TCP if an address has none. `namespace` is that of a bare name.
+    The protocol is TCP if an address has none. `namespace` is that of a bare name. ConfigError if it is none of these.
     """
     target = _address_target(text) or _service_target(text, namespace)
     if target is None:
@@ -84,7 +89,7 @@ def _address_target(text: str) -> AddressTarget | None:
 
 
 def _service_target(text: str, namespace: str) -> ServiceTarget | None:
-    found = _BY_NAME.fullmatch(text)
+    found = _BY_DNS.fullmatch(text) or _BY_NAME.fullmatch(text)
     if not found or re.fullmatch(r"[0-9.]+", found["name"]):
         return None
     protocol = _protocol(found["protocol"], text) if found["protocol"] else None

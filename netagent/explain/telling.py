@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from netagent.explain import refusals, remedies
@@ -10,7 +10,7 @@ from netagent.explain.candidates import Subject
 from netagent.explain.story import Cause, Dialled, Fate, Reason, Share, Source, SourceKind, Tale
 from netagent.explain.world import World, counts_as_pod, packet_of
 from netagent.model import addresses, objects
-from netagent.nftables import walk
+from netagent.nftables import layout, walk
 from netagent.plan import frontends, services
 from netagent.plan import node as nodes
 
@@ -23,11 +23,21 @@ _FATES = {
 }
 
 
-def walked(world: World, source: Source, dialled: Dialled) -> tuple[walk.Possibility, ...]:
-    """Everything that can happen to the first packet of a connection, by the desired rules of its family."""
+def walked(
+    world: World, source: Source, dialled: Dialled, records: Mapping[bytes, bytes] | None = None
+) -> tuple[walk.Possibility, ...]:
+    """Everything that can happen to the first packet of a connection, by the desired rules of its family. `records` are
+    those of session affinity."""
     family = dialled.family
-    rules = world.rules[family]
-    return tuple(walk.outcomes(world.tables[family], packet_of(source, dialled, rules), world.host))
+    packet = packet_of(source, dialled, world.rules[family])
+    return tuple(walk.outcomes(world.tables[family], packet, world.host, records=records))
+
+
+def records_of(world: World, frontend: frontends.Frontend) -> Mapping[bytes, bytes] | None:
+    """The records of session affinity, where the frontend asks for them and they can be read."""
+    if frontend.affinity_seconds is None or world.records is None:
+        return None
+    return world.records(frontend.key.family)
 
 
 def fate_of(possibilities: Sequence[walk.Possibility]) -> Fate:
@@ -50,11 +60,14 @@ def shares_of(possibilities: Sequence[walk.Possibility]) -> tuple[Share, ...]:
 
 def tale_of(world: World, source: Source, subject: Subject) -> Tale:
     """What becomes of a new connection from a client to a frontend."""
-    possibilities = walked(world, source, subject.dialled)
+    possibilities = walked(world, source, subject.dialled, records_of(world, subject.frontend))
     fate, shares = fate_of(possibilities), shares_of(possibilities)
     if fate is Fate.SERVED:
         reason = Reason(cause=Cause.SERVES, why=_why_these(world, source, subject))
-        notes = (*_source_notes(world, source, subject.frontend, shares), *_affinity_notes(subject.frontend))
+        notes = (
+            *_source_notes(world, source, subject.frontend, shares),
+            *_affinity_notes(subject.frontend, possibilities),
+        )
     else:
         reason = refusals.why_not(world, source, subject)
         notes = ()
@@ -166,9 +179,15 @@ def _pods_words(rules: nodes.NodeRules) -> str:
             return "nothing"
 
 
-def _affinity_notes(frontend: frontends.Frontend) -> tuple[str, ...]:
+def _affinity_notes(frontend: frontends.Frontend, possibilities: Sequence[walk.Possibility]) -> tuple[str, ...]:
     if frontend.affinity_seconds is None:
         return ()
+    probes = [probe for step in possibilities[0].outcome.steps for probe in step.probes]
+    if any(probe.set == layout.AFFINITY and probe.element is not None for probe in probes):
+        return (
+            "session affinity: this client was here before, and keeps its endpoint until "
+            f"{_span(frontend.affinity_seconds)} after its last new connection",
+        )
     return (
         f"session affinity: a client address keeps its endpoint until {_span(frontend.affinity_seconds)} after its "
         "last new connection; the chances are those of a client that has none yet",

@@ -55,7 +55,8 @@ class World:
     `tables` are the desired ones, by family; so are `rules`. `host` has this host's addresses as far as they are known.
     `facts`: what manifests say beside, None where there are none to read. `actual`: what the kernel holds, None for a
     family without a table in force; None as a whole if that is unknown. `kernel_only`: there are no objects, and
-    `tables` are what the kernel holds.
+    `tables` are what the kernel holds. `records` reads which endpoint each client has by session affinity, None if that
+    is unknown.
     """
 
     settings: configuration.Settings
@@ -73,6 +74,7 @@ class World:
     facts: Callable[[], Mapping[objects.ServiceName, Facts]] | None = None
     actual: Mapping[addresses.Family, unwire.Readable | None] | None = None
     kernel_only: bool = False
+    records: Callable[[addresses.Family], Mapping[bytes, bytes]] | None = None
 
     def facts_of(self, name: objects.ServiceName) -> Facts | None:
         """What the Service's manifest says beside; None if that is unknown."""
@@ -106,6 +108,7 @@ def world_of(
     noted: Iterable[Noted] = (),
     facts: Callable[[], Mapping[objects.ServiceName, Facts]] | None = None,
     found: Mapping[addresses.Family, readback.ActualTable] | None = None,
+    records: Callable[[addresses.Family], Mapping[bytes, bytes]] | None = None,
 ) -> World:
     """The world of a planner that has planned. `others` are objects that it was given and does not follow (those of
     other proxies, headless slices). `found` is what the kernel holds, None if that is unknown."""
@@ -136,6 +139,7 @@ def world_of(
         set_aside=tuple(set_aside),
         noted=tuple(noted),
         facts=facts,
+        records=records,
         actual=None if found is None else {family: _in_force(found.get(family), plan) for family in addresses.Family},
     )
 

@@ -293,7 +293,12 @@ def test_a_wrong_protocol() -> None:
 
 
 def test_an_address_of_the_range_that_no_service_has() -> None:
-    explained(story_of(simple(), "10.96.0.99:80", POD), Cause.UNALLOCATED, Fate.DROPPED, "no Service has it")
+    explained(
+        story_of(simple(), "10.96.0.99:80", POD),
+        Cause.UNALLOCATED,
+        Fate.DROPPED,
+        "no Service that is known here has it",
+    )
 
 
 def test_an_address_of_nobody_is_unknown() -> None:
@@ -490,6 +495,8 @@ def test_a_client_that_makes_no_sense_is_named(client: str) -> None:
         ("web:https", "10.96.0.1:443/tcp"),
         ("default/web:443", "10.96.0.1:443/tcp"),
         ("web:443/tcp", "10.96.0.1:443/tcp"),
+        ("web.default.svc:443", "10.96.0.1:443/tcp"),
+        ("web.default.svc.cluster.local:https", "10.96.0.1:443/tcp"),
     ],
 )
 def test_targets_are_spelled_in_several_ways(target: str, shown: str) -> None:
