@@ -8,10 +8,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# Two workers share two cores with whatever else runs; how long an example takes says nothing about netagent.
-settings.register_profile("netagent", deadline=None)
+# Two workers share two cores with whatever else runs; how long an example takes says nothing about netagent, nor does
+# how long it takes to think of one.
+settings.register_profile("netagent", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("netagent")
 
 # Network namespaces share the file that xtables programs lock. A process of tests has its own.
