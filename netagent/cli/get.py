@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -104,6 +105,7 @@ def get(
     source = options.source_of(**given)
     wanted = _Wanted(_NOUNS[noun], names, None if all_namespaces else namespace, selector)
     if not watch:
+        gc.disable()  # one pass over everything, and then the process ends: nothing would be collected
         view = _view(source, wanted)
         for remark in view.remarks:
             options.say(remark)

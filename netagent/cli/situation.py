@@ -96,11 +96,13 @@ def _of_files(source: options.Source) -> Situation:
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
     """Many objects are made, and next to nothing is thrown away: collecting would only cost time."""
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def connections(wanted: settings.Settings) -> dict[frontends.FrontendKey, int] | None:

@@ -30,8 +30,8 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[object]], *, with_head
 
         Console(highlight=False).print(table(headings, cells, with_headings=with_headings))
         return
-    for line in columns([list(headings), *cells] if with_headings else cells):
-        click.echo(line)
+    lines = columns([list(headings), *cells] if with_headings else cells)
+    click.echo("".join(f"{line}\n" for line in lines), nl=False)
 
 
 def cell(value: object) -> str:

@@ -12,8 +12,8 @@ from netagent import errors, settings
 from netagent.agent import planner
 from netagent.model import objects
 
-# Encoding holds all threads up: not for longer than some thousand objects take, a millisecond or two.
-_OBJECTS_AT_ONCE: Final = 2000
+# Encoding holds all threads up: not for longer than so many objects take, a millisecond or, with full slices, a few.
+_OBJECTS_AT_ONCE: Final = 200
 
 
 class Snapshot(NamedTuple):
