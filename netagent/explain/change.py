@@ -86,7 +86,21 @@ def _whole(
     return tuple(
         conntrack.FrontendChange(key, before[key], current.get(key))
         for key in sorted(before, key=_order)
-        if before[key] != current.get(key)
+        if _noticed(before[key]) != _noticed(current.get(key))
+    )
+
+
+def _noticed(frontend: frontends.Frontend | None) -> object:
+    """What of a frontend its clients and endpoints can notice."""
+    return frontend and (
+        frontend.owner,
+        frontend.kind,
+        frontend.verdict,
+        frontend.masquerade,
+        frontend.endpoints,
+        frontend.local_endpoints,
+        frontend.affinity_seconds,
+        frontend.source_ranges,
     )
 
 

@@ -86,6 +86,11 @@ def operations_by_hand(before: list[objects.Object], after: list[objects.Object]
     return counts[-1]
 
 
+def test_a_policy_that_makes_no_difference_changes_nothing() -> None:
+    effect, _ = effect_of(planned(*WEB), builders.service(internal_policy=TrafficPolicy.LOCAL))
+    assert not effect
+
+
 def test_policy_local_splits_who_gets_which_endpoints() -> None:
     service = builders.service(type=ServiceType.LOAD_BALANCER, vips=["198.18.0.1"])
     slices = builders.endpoint_slice("web", "10.180.0.1", builders.endpoint("10.180.1.1", node="node-2"))
