@@ -19,7 +19,7 @@ import click
 
 import netagent
 from netagent import errors, settings
-from netagent.cli import ending, lazy, logs, options
+from netagent.cli import ending, lazy, logs, options, progress
 
 # Who is told to end takes no longer. What is left then would be waiting for others.
 _END_SECONDS: Final = 0.8
@@ -135,7 +135,7 @@ def sync(**given: Any) -> None:
     from netagent.agent import dataplanes, presence, reconciler
 
     source = options.source_of(**given)
-    with presence.claimed(), _reconciler(source) as reconcile:
+    with progress.shown("bringing the kernel in line"), presence.claimed(), _reconciler(source) as reconcile:
         report = reconcile.sync()
         _report_conflicts(reconcile.planner)
         for owner, reason in report.refused.items():
@@ -150,6 +150,8 @@ def sync(**given: Any) -> None:
             options.say(reason)
         cleaner = conntrack.FlowCleaner(local_addresses=reconciler.node_port_addresses(reconcile))
         reconciler.drop_stale_flows(cleaner, report.stale_flows)
+    if report.refused:
+        raise errors.CommitRejectedError("the kernel refused the Services above; everything else is in force", errno=0)
 
 
 @main.command()
