@@ -57,7 +57,7 @@ class Dial:
     protocol: str
     source_port: int = 0
     mark: int = 0
-    patience: float = 3.0  # seconds until silence counts as such
+    patience: float = 30.0  # seconds until silence counts as such
 
     @property
     def version(self) -> int:
@@ -104,7 +104,7 @@ class Clients:
         self._held[name] = connection
         return outcome
 
-    async def ask(self, name: str, patience: float = 3.0) -> Outcome:
+    async def ask(self, name: str, patience: float = 30.0) -> Outcome:
         """Send something over a held connection and return who answers. KeyError if nothing was held so."""
         connection = self._held[name]
         source = connection.getsockname()[:2]

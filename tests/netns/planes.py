@@ -76,7 +76,7 @@ class Command:
     `argv` may contain {manifests}, {config}, {node} and {mode}. A failing command fails the case with its own words.
     """
 
-    def __init__(self, site: Site, argv: Sequence[str], *, seconds: float = 60) -> None:
+    def __init__(self, site: Site, argv: Sequence[str], *, seconds: float = 120) -> None:
         self._site = site
         self._argv = site.filled(argv)
         self._seconds = seconds
@@ -102,7 +102,7 @@ class Agent:
     """
 
     def __init__(
-        self, site: Site, argv: Sequence[str], in_sync: Callable[[Site, int], bool], *, seconds: float = 30
+        self, site: Site, argv: Sequence[str], in_sync: Callable[[Site, int], bool], *, seconds: float = 60
     ) -> None:
         self._site = site
         self._argv = site.filled(argv)

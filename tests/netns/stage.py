@@ -67,7 +67,7 @@ class Stage:
 
     async def dial_all(self, count: int, *, to: str, port: int, protocol: str) -> list[clients.Outcome]:
         dial = clients.Dial(
-            place=layout.Place.PODS, source=POD, destination=to, port=port, protocol=protocol, patience=5
+            place=layout.Place.PODS, source=POD, destination=to, port=port, protocol=protocol, patience=60
         )
         outcomes: list[clients.Outcome] = []
         while len(outcomes) < count:

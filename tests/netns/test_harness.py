@@ -177,6 +177,14 @@ class TestRulesByHand:
             in text
         )
 
+    def test_an_endpoint_that_gets_nothing_is_told_after_a_larger_sample(self) -> None:
+        nowhere = "100.64.6.8:8080"
+        listed = [LOCAL, REMOTE, nowhere]
+        flows = [flow("pod", "tcp", "10.7.0.1", 80, "endpoints", endpoints=listed, count=20, covers_all=True)]
+        with pytest.raises(AssertionError, match=f"{nowhere} got 0 of 40 connections") as caught:
+            replay.replay(case_of(flows), ByHand)
+        assert "1 failures" in str(caught.value)
+
     def test_an_answer_that_gets_lost_is_not_taken_for_a_drop(self) -> None:
         class LosesAnswers(ByHand):
             def apply(self, step_number: int, objects: list[planes.Manifest], config: dict[str, Any]) -> None:
@@ -231,6 +239,6 @@ class TestWithoutKernel:
 
     def test_a_share_below_the_least_one_is_told(self) -> None:
         expect = {"result": "endpoints", "endpoints": [LOCAL, REMOTE]}
-        assert verdicts.wrong_together({"covers_all": True}, expect, [], []) == [
+        assert verdicts.uneven({"covers_all": True}, expect, []) == [
             f"{text} got 0 of 0 connections, at least 1 expected" for text in (LOCAL, REMOTE)
         ]

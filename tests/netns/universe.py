@@ -89,7 +89,7 @@ class Namespace:
         *,
         stdin: str | None = None,
         check: bool = True,
-        timeout: float = 60,
+        timeout: float = 120,
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside to its end. With `check`, a failure raises RuntimeError with the command's own words."""

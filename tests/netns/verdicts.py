@@ -84,15 +84,9 @@ def _wrong_passage(flow: layouts.Flow, outcome: Outcome, source: str) -> str:
     return ""
 
 
-def wrong_together(
-    flow: layouts.Flow, expect: dict[str, Any], outcomes: Sequence[Outcome], sources: Sequence[str]
-) -> list[str]:
-    """Return what is wrong with all attempts of a flow taken together (covers_all, min_share, sticky ...).
-
-    `sources` are the clients' addresses, one for each outcome.
-    """
-    reached = [outcome.arrival.local if outcome.arrival else None for outcome in outcomes]
-    seen = collections.Counter(endpoint for endpoint in reached if endpoint is not None)
+def uneven(flow: layouts.Flow, expect: dict[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return which endpoints had less than their share of all attempts of a flow (covers_all, min_share)."""
+    seen = collections.Counter(outcome.arrival.local for outcome in outcomes if outcome.arrival)
     problems = []
     if flow.get("covers_all") or "min_share" in flow:
         least = float(flow.get("min_share") or 0) * len(outcomes)
@@ -102,6 +96,17 @@ def wrong_together(
                 problems.append(
                     f"{text} got {count} of {len(outcomes)} connections, at least {max(1, least):g} expected"
                 )
+    return problems
+
+
+def wrong_together(flow: layouts.Flow, outcomes: Sequence[Outcome], sources: Sequence[str]) -> list[str]:
+    """Return what is wrong with all attempts of a flow taken together (sticky ...).
+
+    `sources` are the clients' addresses, one for each outcome.
+    """
+    reached = [outcome.arrival.local if outcome.arrival else None for outcome in outcomes]
+    seen = collections.Counter(endpoint for endpoint in reached if endpoint is not None)
+    problems = []
     if flow.get("sticky") and len(seen) > 1:
         problems.append(f"not sticky: {_shares(seen)}")
     if flow.get("sticky_per_source"):
