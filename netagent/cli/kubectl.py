@@ -5,6 +5,7 @@ kubectl runs the program kubectl-netagent that it finds on the PATH. Which pod, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ _PROGRAM: Final = "kubectl netagent"
 # What deploy/base gives the pods and their container.
 _PODS: Final = "app.kubernetes.io/name=netagent"
 _CONTAINER: Final = "netagent"
+_NAMESPACE: Final = "kube-system"
 _STDIN: Final = "-"
 # -f FILE, -fFILE, --filename FILE, --filename=FILE
 _FILE: Final = re.compile(r"-f.*|--filename(=.*)?", re.DOTALL)
@@ -72,7 +74,7 @@ class _Plugin(click.Command):
 )
 @click.option("--node", "nodes", multiple=True, metavar="NODE", help="Run it in the pod on this node; may be repeated.")
 @click.option("--all-nodes", "everywhere", is_flag=True, help="Run it in the pods on all nodes, one after another.")
-@click.option("--agent-namespace", default="kube-system", show_default=True, help="Namespace of netagent's pods.")
+@click.option("--agent-namespace", default=_NAMESPACE, show_default=True, help="Namespace of netagent's pods.")
 @click.option("--context", default=None, help="Context of the kubeconfig.  [default: the current one]")
 @click.option(
     "--kubeconfig", default=None, type=click.Path(), help="How to reach the API server.  [default: kubectl's]"
@@ -122,11 +124,35 @@ def main() -> None:
 def complete() -> None:
     """The program kubectl_complete-netagent: kubectl asks it what fits after the words of a command line."""
     *before, incomplete = sys.argv[1:] or [""]
-    request = lifted(before, nodes=(), everywhere=False)
-    asking = shell_completion.ShellComplete(commands.main, {}, _PROGRAM, "")
-    for item in asking.get_completions(list(request.words), incomplete):
-        click.echo(f"{item.value}\t{item.help}" if item.help else item.value)
+    offered = _nodes(before) if before[-1:] == ["--node"] else _words(before, incomplete)
+    for line in offered:
+        if line.startswith(incomplete):
+            click.echo(line)
     click.echo(_NO_FILES)
+
+
+def _nodes(before: Sequence[str]) -> list[str]:
+    """The nodes that have a pod of netagent; none where kubectl does not tell, as nobody reads messages now."""
+    pairs = dict(itertools.pairwise(before))
+    flags = _flags(context=pairs.get("--context"), kubeconfig=pairs.get("--kubeconfig"))
+    found = shutil.which("kubectl")
+    if found is None:
+        return []
+    place = ("--namespace", pairs.get("--agent-namespace", _NAMESPACE))
+    asked = (found, *flags, *place, "get", "pods", "--selector", _PODS, "--output", "json")
+    done = subprocess.run(asked, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    try:
+        return sorted({_pod(document).node for document in json.loads(done.stdout).get("items", ())} - {""})
+    except ValueError:
+        return []
+
+
+def _words(before: Sequence[str], incomplete: str) -> list[str]:
+    """Commands, options and values, each with what it means where that is known."""
+    asking = shell_completion.ShellComplete(commands.main, {}, _PROGRAM, "")
+    request = lifted(before, nodes=(), everywhere=False)
+    items = asking.get_completions(list(request.words), incomplete)
+    return [f"{item.value}\t{item.help}" if item.help else str(item.value) for item in items]
 
 
 def lifted(words: Sequence[str], *, nodes: tuple[str, ...], everywhere: bool) -> Request:

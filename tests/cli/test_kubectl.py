@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ class Done(NamedTuple):
 class Cluster(NamedTuple):
     place: Path
 
-    def run(self, *words: str, text: str = "", **variables: str) -> Done:
+    def run(self, *words: str, text: str = "", program: Callable[[], None] = kubectl.main, **variables: str) -> Done:
         """Run the plugin as kubectl would, in a child process that it may leave to another program."""
         files = [self.place / name for name in ("stdin", "stdout", "stderr")]
         files[0].write_text(text)
@@ -105,25 +105,27 @@ class Cluster(NamedTuple):
                     os.dup2(
                         os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number
                     )
-                self._become(words, variables)
+                self._become(program, words, variables)
             finally:
                 os._exit(99)  # nothing of pytest's is cleaned up here
         _, status = os.waitpid(child, 0)
         return Done(os.waitstatus_to_exitcode(status), files[1].read_text(), files[2].read_text())
 
-    def _become(self, words: tuple[str, ...], variables: dict[str, str]) -> None:
+    def _become(self, program: Callable[[], None], words: tuple[str, ...], variables: dict[str, str]) -> None:
         signal.alarm(SECONDS)
         os.chdir(self.place)
         os.environ["PATH"] = f"{self.place}{os.pathsep}{os.environ['PATH']}"
         os.environ.update(ASKED=str(self.place / "asked"), PODS=str(self.place / "pods"), **variables)
         sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in enumerate("rww"))  # noqa: SIM115
         sys.argv = ["kubectl-netagent", *words]
+        code: object = 0
         try:
-            kubectl.main()
+            program()
         except SystemExit as end:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(end.code if isinstance(end.code, int) else 0)
+            code = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0)
 
     def asked(self) -> list[list[str]]:
         return [json.loads(line) for line in (self.place / "asked").read_text().splitlines()]
@@ -279,13 +281,22 @@ def test_the_label_is_the_one_that_the_daemonset_gives_its_pods() -> None:
     assert [container["name"] for container in template["spec"]["containers"]] == [kubectl._CONTAINER]
 
 
-def test_kubectl_is_told_what_fits() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from netagent.cli import kubectl; kubectl.complete()", "--node", "a", "dif"],
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(TOP)},
-    )
-    assert done.stdout.splitlines() == ["diff\tPrint what a sync would do.", ":4"]
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (("--node", "worker-1", "dif"), ["diff\tPrint what a sync would do."]),
+        (("--node", ""), ["worker-1", "worker-2", "worker-3"]),
+        (("status", "--node", "worker-2"), ["worker-2"]),
+        (("--agent-namespace", "other", "--node", ""), []),
+        (("completion", "z"), ["zsh"]),
+    ],
+)
+def test_kubectl_is_told_what_fits(words: tuple[str, ...], offered: list[str], cluster: Cluster) -> None:
+    done = cluster.run(*words, program=kubectl.complete)
+    assert done.stdout.splitlines() == [*offered, ":4"]
+    assert done.stderr == ""
+
+
+def test_where_kubectl_does_not_tell_no_node_is_offered(cluster: Cluster) -> None:
+    assert cluster.run("--node", "", program=kubectl.complete, REFUSED="yes").stdout == ":4\n"
+    assert cluster.run("--node", "", program=kubectl.complete, PATH="/nonexistent").stdout == ":4\n"

@@ -103,7 +103,8 @@ def page(*, version: str) -> Page:
     written.prose("""
 A packet that is to be masqueraded carries bit 14 of the packet mark (0x4000, or what masqueradeBit says) from the
 serving chain to postrouting, where the bit is taken off. The number of the chosen slot travels in the packet's
-priority, list in the upper and slot in the lower half (1:2 is slot 2 of list 1), and is taken off there, too.
+priority, list in the upper and slot in the lower half (1:2 is slot 2 of list 1; nft writes 0:0 as none), and is
+taken off there, too.
 """)
     written.heading("MODE IPTABLES")
     written.prose(_IPTABLES)
