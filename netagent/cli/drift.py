@@ -53,7 +53,8 @@ def _lines(records: Sequence[journal.Drift], *, now: float, most: int | None) ->
         by = ", ".join(map(str, record.by)) or "unknown"
         times = f", {record.times} times" if record.times > 1 else ""
         yield f"{_moment(record.at)} ({tables.ago(now - record.at)} ago)  by {printable(by)}{times}"
-        yield f"  {record.operations} operations put it right, {_repair(record)}"
+        operations = "1 operation puts" if record.operations == 1 else f"{record.operations} operations put"
+        yield f"  {operations} it right, {_repair(record)}"
         shown = record.lines[:most]
         yield from (f"    {printable(line)}" for line in shown)
         if len(record.lines) > len(shown):
@@ -64,7 +65,7 @@ def _repair(record: journal.Drift) -> str:
     if record.repaired_at is None:
         return "NOT YET DONE"
     seconds = max(0.0, record.repaired_at - record.at)
-    return f"{seconds * 1000:.0f} ms after it was noticed"
+    return f"done {seconds * 1000:.0f} ms after it was noticed"
 
 
 def _moment(seconds: float) -> str:

@@ -106,9 +106,8 @@ def _screen(told: documents.Status, answer: client.Answer) -> Iterator[_Line]:
     )
     yield _Line("Node", f"{printable(told.node_name)}, mode {printable(told.mode)}, {' and '.join(told.families)}")
     counts = told.counts
-    yield _Line(
-        "Serves", f"{counts.services} Services, {counts.frontends} frontends, {counts.endpoints} endpoints known"
-    )
+    serves = (_some(counts.services, "Service"), _some(counts.frontends, "frontend"))
+    yield _Line("Serves", f"{', '.join(serves)}, {_some(counts.endpoints, 'endpoint')} known")
     yield from _sync_lines(told)
     yield from _each("Tables", (_table_line(table) for table in told.tables), "unknown")
     yield from _each("Sources", map(_source_line, told.sources), "unknown")
@@ -129,7 +128,7 @@ def _sync_lines(told: documents.Status) -> Iterator[_Line]:
     syncs = told.syncs
     state = "in sync" if told.in_sync else "NOT IN SYNC"
     yield _Line("Kernel", f"{state} for {_ago(told.since)}", _GOOD if told.in_sync else _BAD)
-    yield _Line("", f"{syncs.succeeded} syncs, {syncs.failed} failed")
+    yield _Line("", f"{_some(syncs.succeeded, 'sync')}, {syncs.failed} failed")
     if syncs.last:
         yield _Line("Last sync", f"{_ago(syncs.last.at)} ago, {_sync(syncs.last)}")
     if syncs.last_change and syncs.last_change != syncs.last:
@@ -141,7 +140,8 @@ def _sync_lines(told: documents.Status) -> Iterator[_Line]:
 
 def _sync(sync: documents.Sync) -> str:
     return (
-        f"{sync.operations} operations in {sync.transactions} transactions, {sync.seconds * 1000:.1f} ms"
+        f"{_some(sync.operations, 'operation')} in {_some(sync.transactions, 'transaction')}, "
+        f"{sync.seconds * 1000:.1f} ms"
         if sync.operations
         else f"nothing to do, {sync.seconds * 1000:.1f} ms"
     )
@@ -163,7 +163,8 @@ def _source_line(source: documents.Source) -> _Line:
 def _drift_lines(drift: documents.Drift) -> Iterator[_Line]:
     if drift.repairs:
         last = f"last {_ago(drift.last)} ago" if drift.last else ""
-        yield _Line("", f"repaired {drift.repairs} times, {drift.operations} operations, {last} (see netagent drift)")
+        did = f"repaired {_some(drift.repairs, 'time')}, {_some(drift.operations, 'operation')}"
+        yield _Line("", f"{did}, {last} (see netagent drift)")
 
 
 def _quarantine_lines(told: documents.Status) -> Iterator[_Line]:
@@ -205,6 +206,10 @@ def _most(lines: list[_Line], count: int) -> Iterator[_Line]:
         yield _Line("", f"and {count - _SHOWN} more (-o json has them)")
 
 
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _ago(moment: str) -> str:
     """How long ago an RFC 3339 time was."""
     try:
@@ -244,7 +249,9 @@ def _kernel_screen(state: str, facts: list[dict[str, Any]], others: list[str]) -
     there = [fact for fact in facts if fact["present"]]
     served = sum(fact["frontends"] for fact in there)
     endpoints = sum(fact["endpoints"] for fact in there)
-    yield _Line("Serves", f"{served} frontends with {endpoints} places for endpoints" if there else "nothing")
+    yield _Line(
+        "Serves", f"{_some(served, 'frontend')} with {_some(endpoints, 'place')} for endpoints" if there else "nothing"
+    )
     for index, fact in enumerate(facts):
         state = printable(fact["ownership"]) if fact["present"] else "not there"
         yield _Line("" if index else "Tables", f"{fact['family']} {fact['name']}: {state}")

@@ -58,7 +58,7 @@ def test_a_healthy_agent_shows_all_of_itself_on_one_screen(directory: Path) -> N
         assert screen["Agent"][0] == "healthy"
         assert f"process {running.process.pid}" in screen["Agent"][1]
         assert screen["Node"] == ["node-1, mode nftables, IPv4 and IPv6"]
-        assert screen["Serves"] == ["1 Services, 1 frontends, 2 endpoints known"]
+        assert screen["Serves"] == ["1 Service, 1 frontend, 2 endpoints known"]
         assert screen["Kernel"][0].startswith("in sync for ")
         assert screen["Sources"][0].startswith(f"{directory}: in sync, ")
         assert [line.split(":")[0] for line in screen["Tables"]] == ["ip netagent", "ip6 netagent"]
@@ -108,7 +108,7 @@ def test_without_an_agent_the_kernel_alone_tells_and_the_exit_code_is_10(directo
     left = ask("status")
     assert left.code == 10
     screen = _screen(left.stdout)
-    assert screen["Serves"] == ["1 frontends with 2 places for endpoints"]
+    assert screen["Serves"] == ["1 frontend with 2 places for endpoints"]
     assert screen["Mode iptables"] == ["no rules of ours"]
     assert screen["Trouble"] == ["these rules serve, and follow no change until an agent runs"]
     document = json.loads(ask("status", "-o", "json").stdout)
@@ -132,7 +132,7 @@ def test_an_agent_that_hangs_does_not_answer_and_the_kernel_is_shown(
         said = ask("status")
         assert said.code == 1
         assert said.stdout.splitlines()[0].split()[:3] == ["Agent", "NO", "ANSWER:"]
-        assert "1 frontends" in said.stdout
+        assert "1 frontend" in said.stdout
 
 
 @kernel.isolated
