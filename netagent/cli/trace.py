@@ -73,24 +73,30 @@ def trace(
     A Service stands for all its addresses on this node.
     """
     from netagent.agent import node_addresses
-    from netagent.model import addresses
+    from netagent.trace import flow
 
+    sender = _sender(source)
+    named = flow.parse(target, source=sender)
     seen = _situation(options.source_of(**given), live=live)
     own = node_addresses.read_addresses()
     tables = _tables(seen, live=live)
-    sender = None
-    if source is not None:
-        try:
-            sender = addresses.parse_address(source)
-        except ValueError as error:
-            raise errors.ConfigError(f"--from: {error}") from None
-    flows = _flows(target, tables, sender, own)
+    flows = (named,) if named else flow.of_service(target, _served(tables), node_addresses=own, source=sender)
     if not live:
         _rehearse(flows, tables, own, every_packet=every_packet, output=output)
         return
     with _signals_end():
         told = _live(flows, count=count, seconds=seconds, every_packet=every_packet, output=output)
     sys.exit(0 if told else 1)
+
+
+def _sender(text: str | None) -> bytes | None:
+    """The packed address of --from; None without one."""
+    from netagent.model import addresses
+
+    try:
+        return None if text is None else addresses.parse_address(text)
+    except ValueError as error:
+        raise errors.ConfigError(f"--from: {error}") from None
 
 
 def _situation(source: options.Source, *, live: bool) -> situation.Situation:
@@ -138,17 +144,6 @@ def _tables(seen: situation.Situation, *, live: bool) -> Mapping[addresses.Famil
         )
     specs = layout.sets(affinity_clients=seen.settings.affinity_clients)
     return {family: unwire.table_of(actual, specs).table for family, actual in kernel.tables.items() if actual.exists}
-
-
-def _flows(
-    target: str, tables: Mapping[addresses.Family, ruleset.Table], source: bytes | None, own: frozenset[bytes]
-) -> tuple[flow.Flow, ...]:
-    from netagent.trace import flow
-
-    found = flow.parse(target, source=source)
-    if found is not None:
-        return (found,)
-    return flow.of_service(target, _served(tables), node_addresses=own, source=source)
 
 
 def _served(tables: Mapping[addresses.Family, ruleset.Table]) -> Iterator[tuple[str, Any]]:
