@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from netagent import settings as configuration
-from netagent.explain.world import World
+from netagent.explain.world import World, own_address
 from netagent.model import addresses
 from netagent.nftables import layout, lower, ruleset, shapes, unwire, walk
 from netagent.nftables.ruleset import Field
@@ -40,15 +40,15 @@ def world_of_kernel(
         for readable in tables.values()
         for frontend in sorted(_frontends(readable.table), key=lambda one: str(one.key))
     }
-    own = sorted(host.addresses)
+    rules = {family: rules_of(readable.table) for family, readable in tables.items()}
     return World(
         settings=settings,
         context=nodes.NodeContext(
             name=node_name,
-            node_ips=tuple(next((one for one in own if addresses.family_of(one) is family), b"") for family in tables),
+            node_ips=tuple(own for found_rules in rules.values() if (own := _own_address(found_rules, host))),
         ),
         node=None,
-        rules={family: rules_of(readable.table) for family, readable in tables.items()},
+        rules=rules,
         services={},
         slices={},
         frontends=found,
@@ -57,6 +57,14 @@ def world_of_kernel(
         kernel_only=True,
         records=records,
     )
+
+
+def _own_address(rules: nodes.NodeRules, host: walk.Host) -> bytes | None:
+    """This node's address: the one that alone accepts node ports, else any that others can reach."""
+    for prefix in rules.node_port_prefixes:
+        if prefix.length == len(prefix.address) * 8:
+            return prefix.address
+    return own_address(host, rules.family)
 
 
 def rules_of(table: ruleset.Table) -> nodes.NodeRules:

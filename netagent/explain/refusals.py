@@ -123,6 +123,7 @@ def nothing_behind(world: World, name: objects.ServiceName, slices: int) -> Reas
             why=("no endpoints: an EndpointSlice that is the Service's by its name cannot be used", *aside),
             change=("correct the field that is named; kubectl get endpointslice -o yaml shows the object",),
         )
+    strays = [_stray_words(item, name) for item in world.orphans if is_slice_of("EndpointSlice", *item.key, name)]
     held = f"its {slices} EndpointSlice{'s' if slices != 1 else ''} list none" if slices else "it has no EndpointSlice"
     if facts is None:
         first = f"no endpoints: its selector matches no ready pod, or it has no selector ({held})"
@@ -131,7 +132,15 @@ def nothing_behind(world: World, name: objects.ServiceName, slices: int) -> Reas
         first = f"no endpoints: its selector matches no ready pod ({held}); the selector is {selector}"
     else:
         first = f"no endpoints: it has no selector, so Kubernetes finds no pods for it ({held})"
-    return Reason(cause=Cause.NO_ENDPOINTS, why=(first,), change=remedies.no_endpoints(name, facts))
+    return Reason(cause=Cause.NO_ENDPOINTS, why=(first, *strays), change=remedies.no_endpoints(name, facts))
+
+
+def _stray_words(item: objects.EndpointSlice, name: objects.ServiceName) -> str:
+    label = f"names {item.service.name}, which is no Service" if item.service else "is missing"
+    return (
+        f"EndpointSlice {item.namespace}/{item.name} may be meant for it, but its label kubernetes.io/service-name "
+        f"{label}; it should name {name.name}"
+    )
 
 
 def is_slice_of(kind: str, namespace: str, slice_name: str, service: objects.ServiceName) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
-from netagent.explain import steps, stories
+from netagent.explain import remedies, steps, stories
 from netagent.explain.story import Candidate, Fate, Part, Reason, Share, Source, SourceKind, Story, Tale
 from netagent.model import addresses
 
@@ -46,11 +46,38 @@ def _head_lines(story: Story) -> Iterator[str]:
         yield story.headline
     if story.reason:
         yield from _reason_lines(story.reason, "  ")
+    if len(story.parts) > 1:
+        yield from (f"  {line}" for line in _in_short(story.parts))
+
+
+def _in_short(parts: Sequence[Part]) -> Iterator[str]:
+    """A line for each way in which clients fare, with the addresses that are dialled."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        for words in _fates_of(part):
+            found.setdefault(words, []).append(dialled_words(part))
+    for words, dialled in found.items():
+        yield f"{words}: {remedies.listed(dialled)}"
+
+
+def _fates_of(part: Part) -> list[str]:
+    if part.reason:
+        return [f"not here ({part.reason.cause.value})"]
+    refusals = [tale for tale in part.tales if tale.fate is not Fate.SERVED]
+    if not refusals:
+        return [Fate.SERVED.value]
+    whom = "for all clients" if len(refusals) == len(part.tales) else "for some clients"
+    return list(dict.fromkeys(f"{tale.fate.value} {whom} ({tale.reason.cause.value})" for tale in refusals))
+
+
+def dialled_words(part: Part) -> str:
+    """What is dialled; of a node port without an address to dial, the port alone."""
+    return str(part.dialled) if any(part.dialled.address) else f"port {part.dialled.port}"
 
 
 def _part_lines(part: Part, told: set[Reason], *, with_rules: bool, candidates: bool) -> Iterator[str]:
     """`told` are reasons of which it was said before what to change; it grows."""
-    shown = str(part.dialled) if any(part.dialled.address) else f"port {part.dialled.port}"
+    shown = dialled_words(part)
     yield f"{shown}: {part.title}" if part.title else shown
     if part.setting:
         yield f"  {'; '.join(part.setting)}"

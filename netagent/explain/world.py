@@ -51,7 +51,8 @@ class Noted(NamedTuple):
 class World:
     """What is, and what should be.
 
-    `services` and `slices` are all that are known, also those of other proxies; `frontends` what this node does.
+    `services` and `slices` are all that are known, also those of other proxies; `orphans` are slices without a Service;
+    `frontends` what this node does.
     `tables` are the desired ones, by family; so are `rules`. `host` has this host's addresses as far as they are known.
     `facts`: what manifests say beside, None where there are none to read. `actual`: what the kernel holds, None for a
     family without a table in force; None as a whole if that is unknown. `kernel_only`: there are no objects, and
@@ -65,6 +66,7 @@ class World:
     rules: Mapping[addresses.Family, nodes.NodeRules]
     services: Mapping[objects.ServiceName, objects.Service]
     slices: Mapping[objects.ServiceName, tuple[objects.EndpointSlice, ...]]
+    orphans: tuple[objects.EndpointSlice, ...] = ()
     frontends: Mapping[frontends.FrontendKey, frontends.Frontend]
     conflicts: tuple[forwarding.Conflict, ...] = ()
     tables: Mapping[addresses.Family, ruleset.Table]
@@ -132,6 +134,7 @@ def world_of(
         rules={rules.family: rules for rules in plan.rules},
         services=services,
         slices=_by_service(slices.values()),
+        orphans=tuple(item for _, item in sorted(slices.items()) if item.service not in services and not item.headless),
         frontends=current,
         conflicts=plan.forwarding.conflicts(),
         tables={table.family: table for table in made.desired()},
@@ -160,6 +163,19 @@ def _by_service(
     return {name: tuple(sorted(items, key=lambda item: item.name)) for name, items in found.items()}
 
 
+def own_address(host: walk.Host, family: addresses.Family) -> bytes | None:
+    """An address of this host that others can reach, if it has one."""
+    found = [
+        address
+        for address in sorted(host.addresses)
+        if addresses.family_of(address) is family and not any(address in prefix for prefix in _HOST_ONLY)
+    ]
+    return next(iter(found), None)
+
+
+_HOST_ONLY = tuple(map(addresses.parse_prefix, ("127.0.0.0/8", "169.254.0.0/16", "::1/128", "fe80::/10")))
+
+
 # Clients ------------------------------------------------------------------------------------------------------
 
 _LOOPBACK = {addresses.Family.IPV4: "127.0.0.1", addresses.Family.IPV6: "::1"}
@@ -180,9 +196,8 @@ def default_source(
     """
     match kind:
         case SourceKind.NODE:
-            own = sorted(address for address in world.host.addresses if addresses.family_of(address) is family)
             loopback = addresses.parse_address(_LOOPBACK[family])
-            return Source(kind, world.context.node_ip(family) or next(iter(own), loopback))
+            return Source(kind, world.context.node_ip(family) or own_address(world.host, family) or loopback)
         case SourceKind.POD:
             return Source(kind, _last_of(_pod_prefix(world.rules[family], world.node)))
         case SourceKind.OUTSIDE:

@@ -171,6 +171,24 @@ def test_a_service_without_selector_is_not_blamed_on_one() -> None:
     assert "matches no ready pod" not in text_of(told)
 
 
+def test_a_slice_with_a_wrong_or_missing_label_is_pointed_out() -> None:
+    stray = builders.endpoint_slice("wbe", "10.180.0.1", name="web-abc")
+    text = text_of(story_of(world_of(builders.service(), stray), "web"))
+    assert "EndpointSlice default/web-abc may be meant for it" in text
+    assert "names wbe, which is no Service; it should name web" in text
+    orphan = builders.endpoint_slice(None, "10.180.0.1", name="web-abc")
+    assert "service-name is missing" in text_of(story_of(world_of(builders.service(), orphan), "web"))
+
+
+def test_a_service_of_several_addresses_begins_with_how_clients_fare_in_short() -> None:
+    service = builders.service(type=ServiceType.LOAD_BALANCER, vips=["198.18.0.1"], source_ranges=["198.51.100.0/24"])
+    seen = world_of(service, builders.endpoint_slice("web", "10.180.0.1"))
+    assert text_of(story_of(seen, "web")).splitlines()[1:3] == [
+        "  served: 10.96.0.1:80/tcp",
+        "  dropped for some clients (source-not-allowed): 198.18.0.1:80/tcp",
+    ]
+
+
 def test_all_endpoints_terminating() -> None:
     gone = [builders.endpoint(f"10.180.0.{n}", ready=False, serving=False, terminating=True) for n in (1, 2)]
     seen = world_of(builders.service(), builders.endpoint_slice("web", *gone))
