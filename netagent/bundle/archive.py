@@ -60,7 +60,8 @@ class Archive:
         self.absent: list[Absent] = []
 
     def collect(self, name: str, made: str, get: Callable[[], object], *, keep: Keep = Keep.HEAD) -> None:
-        """Add what `get` returns: text, lines, bytes, or a document for JSON. If it raises, the manifest says why."""
+        """Add what `get` returns: text, bytes, an iterator of lines, or a document for JSON. If it raises, the manifest
+        says why."""
         try:
             self.add(name, made, get(), keep=keep)
         except Exception as error:  # noqa: BLE001 - what breaks in one collector must not cost the others' work

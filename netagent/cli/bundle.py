@@ -48,6 +48,9 @@ def bundle(target: str | None, unit: str, **given: Any) -> None:
     source = options.source_of(**given)
     now = int(time.time())
     name = f"netagent-bundle-{_plain(socket.gethostname())}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}"
+    path = Path(target or f"{name}.tar.gz")
+    if target != "-" and not path.parent.is_dir():
+        raise errors.ConfigError(f"cannot write {path}: there is no directory {path.parent}")
     everything = list(bundle_contents.items(source, unit=unit))
     collected = archive.Archive()
     with progress.shown("collecting") as step:
@@ -60,7 +63,6 @@ def bundle(target: str | None, unit: str, **given: Any) -> None:
         sys.stdout.buffer.flush()
         _say_what(collected, len(packed))
         return
-    path = Path(target or f"{name}.tar.gz")
     _write(path, packed)
     _say_what(collected, len(packed))
     click.echo(path)
