@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +145,15 @@ def test_finding_command_lines_finds_them() -> None:
         parsed(["dump", "--no-such-option"])
     with pytest.raises(click.UsageError):
         parsed(["dunp", "-f", "x"])
+
+
+def test_the_front_page_shows_what_explain_prints() -> None:
+    command = "netagent explain default/idle -f examples --node-name demo-node"
+    shown = (TOP / "README.md").read_text().partition(f"```console\n$ {command}\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-m", *shlex.split(command)], cwd=TOP, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert shown == done.stdout
 
 
 # --- exit codes -------------------------------------------------------------------------------------------------
