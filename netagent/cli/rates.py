@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from netagent.model import addresses
+from netagent.model import addresses, objects
 from netagent.plan import frontends
 
 # With fewer connections to each endpoint on average, how uneven they are is chance.
@@ -53,6 +53,11 @@ class PortRate(NamedTuple):
 class _Port(NamedTuple):
     owner: str
     protocol: int
+
+    @property
+    def service(self) -> objects.ServiceName:
+        namespace, _, name = self.owner.partition(":")[0].partition("/")
+        return objects.ServiceName(namespace, name)
 
 
 class Meter:
@@ -126,8 +131,10 @@ class Meter:
         """How many Service ports there are."""
         return len({(dialled.owner, key.protocol) for key, dialled in self._dialled.items()})
 
-    def rates(self, *, namespaces: Collection[str] | None = None, sort: str = "connections") -> list[PortRate]:
-        """The rates of all Service ports that have had connections since the start, of these namespaces.
+    def rates(
+        self, *, wanted: Callable[[objects.ServiceName], bool] = lambda service: True, sort: str = "connections"
+    ) -> list[PortRate]:
+        """The rates of all Service ports that have had connections since the start, of Services that are wanted.
 
         Sorted by "connections" (a second, then in all), "share" (the same order), "imbalance" or "name".
         """
@@ -142,7 +149,7 @@ class Meter:
         found = [
             self._rate(port, sizes[port], by_port.get(port, []), everything)
             for port in {*self._totals, *by_port}
-            if port in sizes and (namespaces is None or port.owner.partition("/")[0] in namespaces)
+            if port in sizes and wanted(port.service)
         ]
         return sorted(found, key=_ORDERS[sort])
 

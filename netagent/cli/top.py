@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
@@ -15,6 +15,7 @@ import click
 from netagent import errors, settings
 from netagent.cli import ending, options, rates, situation, tables
 from netagent.escaping import printable
+from netagent.model import objects
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,6 +32,7 @@ _HEADINGS: Final = ("SERVICE PORT", "CONN/S", "SHARE", "TOTAL", "ENDP", "MAX/MEA
 
 
 @click.command()
+@click.argument("names", metavar="[[NAMESPACE/]NAME]...", nargs=-1)
 @click.option("--once", is_flag=True, help="Measure for one interval, print plain lines, and end.")
 @click.option(
     "--endpoints", "with_endpoints", is_flag=True, help="Also a line for each endpoint that gets connections."
@@ -53,7 +55,13 @@ _HEADINGS: Final = ("SERVICE PORT", "CONN/S", "SHARE", "TOTAL", "ENDP", "MAX/MEA
 )
 @ending.ending()
 def top(
-    once: bool, with_endpoints: bool, sort: str, namespace: str | None, all_namespaces: bool, interval: float
+    names: tuple[str, ...],
+    once: bool,
+    with_endpoints: bool,
+    sort: str,
+    namespace: str | None,
+    all_namespaces: bool,
+    interval: float,
 ) -> None:
     """Show which Services get new connections now, and how evenly their endpoints get them.
 
@@ -70,8 +78,7 @@ def top(
     tracking tells of while this runs. Needs CAP_NET_ADMIN, and no agent in mode nftables. On a terminal a live table
     (Ctrl-C ends it), else lines.
     """
-    namespaces = None if namespace is None or all_namespaces else (namespace,)
-    view = _View(namespaces, sort, with_endpoints)
+    view = _View(names, None if all_namespaces else namespace, sort, with_endpoints)
     with contextlib.ExitStack() as stack:
         gauge = stack.enter_context(_Gauge())
         gauge.read()
@@ -90,11 +97,18 @@ def top(
 
 
 class _View(NamedTuple):
-    """What is shown of the rates."""
+    """What is shown of the rates. `names` () is all Services, `namespace` None all namespaces."""
 
-    namespaces: Collection[str] | None
+    names: tuple[str, ...]
+    namespace: str | None
     sort: str
     with_endpoints: bool
+
+    def wants(self, service: objects.ServiceName) -> bool:
+        """Whether a Service is among those that are shown."""
+        if str(service) in self.names:
+            return True
+        return self.namespace in (None, service.namespace) and (not self.names or service.name in self.names)
 
 
 # Measuring ------------------------------------------------------------------------------------------------------
@@ -228,7 +242,7 @@ def _endpoints_of(chain: str) -> int:
 
 
 def _lines(gauge: _Gauge, view: _View) -> Iterator[tuple[str, ...]]:
-    for rate in gauge.meter.rates(namespaces=view.namespaces, sort=view.sort):
+    for rate in gauge.meter.rates(wanted=view.wants, sort=view.sort):
         uneven = f"{rate.imbalance:.2f}" if rate.imbalance is not None else tables.NOTHING
         yield (
             printable(rate.name),

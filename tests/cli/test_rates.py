@@ -112,11 +112,11 @@ def test_imbalance_is_the_busiest_over_the_mean_of_all(
     assert rates.imbalance_of(counts, endpoints) == imbalance
 
 
-def test_rows_are_sorted_as_asked_and_filtered_by_namespace() -> None:
+def test_rows_are_sorted_as_asked_and_filtered_by_service() -> None:
     meter = measured({}, {WEB: 4, DNS: 6})
     assert [rate.owner for rate in meter.rates()] == ["kube-system/dns", "default/web:http"]
     assert [rate.owner for rate in meter.rates(sort="name")] == ["default/web:http", "kube-system/dns"]
-    assert [rate.owner for rate in meter.rates(namespaces=["default"])] == ["default/web:http"]
+    assert [rate.owner for rate in meter.rates(wanted=lambda service: service.name == "web")] == ["default/web:http"]
 
 
 def test_a_service_port_that_has_gone_is_not_shown() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from netagent.agent import arrivals
 from netagent.cli import top
-from netagent.model import addresses
+from netagent.model import addresses, objects
 from netagent.model.addresses import Protocol
 from tests import builders, kernel
 
@@ -86,6 +86,22 @@ def test_a_namespace_without_connections_is_an_empty_table(tmp_path: Path) -> No
     assert said.code == 0
     assert len(said.stdout.splitlines()) == 1
     assert "no new connections to any of 2 Service ports" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "namespace", "shown"),
+    [
+        ((), None, {"default/web", "kube-system/dns", "other/web"}),
+        ((), "default", {"default/web"}),
+        (("web",), None, {"default/web", "other/web"}),
+        (("web",), "other", {"other/web"}),
+        (("kube-system/dns", "web"), "other", {"kube-system/dns", "other/web"}),
+    ],
+)
+def test_names_and_namespace_choose_services(names: tuple[str, ...], namespace: str | None, shown: set[str]) -> None:
+    view = top._View(names, namespace, "name", with_endpoints=False)
+    every = [objects.ServiceName(*text.split("/")) for text in ("default/web", "kube-system/dns", "other/web")]
+    assert {str(service) for service in every if view.wants(service)} == shown
 
 
 @kernel.isolated

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
-from netagent import errors
+from netagent import errors, processes
 from netagent.agent.local import peers
 
 # Abstract, so that it belongs to a network namespace, as the rules do, and leaves no file behind.
@@ -52,7 +52,7 @@ def ask(target: str, *, address: str = ADDRESS, seconds: float = _SECONDS) -> An
         connected.close()
     match answer.status:
         case 200:
-            return Answer(body, peer.pid, peers.name_of(peer.pid))
+            return Answer(body, peer.pid, processes.name_of(peer.pid) if peer.pid else "")
         case 403:
             raise errors.PrivilegeError(body.decode("utf-8", "replace").strip() or "the agent does not answer you")
         case status:

@@ -89,11 +89,3 @@ def is_privileged(peer: Peer, *, proc: Path = Path("/proc")) -> bool:
         return False
     lasting = confined or bool(ambient & _CAP_NET_ADMIN)
     return users == {peer.uid} and bool(effective & _CAP_NET_ADMIN) and lasting
-
-
-def name_of(pid: int, *, proc: Path = Path("/proc")) -> str:
-    """The name of a process; "" if it cannot be told."""
-    try:
-        return (proc / str(pid) / "comm").read_text("utf-8", "replace").rstrip("\n") if pid else ""
-    except OSError:
-        return ""
