@@ -109,7 +109,8 @@ def _screen(told: documents.Status, answer: client.Answer) -> Iterator[_Line]:
     serves = (_some(counts.services, "Service"), _some(counts.frontends, "frontend"))
     yield _Line("Serves", f"{', '.join(serves)}, {_some(counts.endpoints, 'endpoint')} known")
     yield from _sync_lines(told)
-    yield from _each("Tables", (_table_line(table) for table in told.tables), "unknown")
+    without = "rules among those of others, which nobody can own" if told.mode == "iptables" else "unknown"
+    yield from _each("Tables", map(_table_line, told.tables), without)
     yield from _each("Sources", map(_source_line, told.sources), "unknown")
     yield from _each("Drift", _drift_lines(told.drift), "none")
     yield from _each("Quarantine", (_quarantine_lines(told)), "none")
@@ -249,14 +250,14 @@ def _kernel_screen(state: str, facts: list[dict[str, Any]], others: list[str]) -
     there = [fact for fact in facts if fact["present"]]
     served = sum(fact["frontends"] for fact in there)
     endpoints = sum(fact["endpoints"] for fact in there)
-    yield _Line(
-        "Serves", f"{_some(served, 'frontend')} with {_some(endpoints, 'place')} for endpoints" if there else "nothing"
-    )
+    counted = f"{_some(served, 'frontend')} with {_some(endpoints, 'place')} for endpoints"
+    otherwise = "nobody knows: rules of iptables do not tell" if others else "nothing"
+    yield _Line("Serves", counted if there else otherwise)
     for index, fact in enumerate(facts):
         state = printable(fact["ownership"]) if fact["present"] else "not there"
         yield _Line("" if index else "Tables", f"{fact['family']} {fact['name']}: {state}")
     yield from _each("Mode iptables", (_Line("", f"rules of ours in {other}") for other in others), "no rules of ours")
-    if there:
+    if there or others:
         yield _Line("Trouble", "these rules serve, and follow no change until an agent runs", _BAD)
     else:
         yield _Line("Trouble", "no Service is served here by netagent", _BAD)
