@@ -173,8 +173,8 @@ def _kernel_rows(wanted: settings.Settings, asked: _Wanted) -> tuple[Sequence[An
         raise errors.PrivilegeError(held.reason)
     if not held.any:
         raise errors.NoAgentError(
-            "no agent runs in this network namespace, and the kernel has no nftables table of ours (rules of mode iptables "
-            "do not tell enough); give -f, or start the agent"
+            "no agent runs in this network namespace, and the kernel has no nftables table of ours (rules of mode "
+            "iptables do not tell enough); give -f, or start the agent"
         )
     every = kernel_rows.of_kernel(list(held.tables.values()), counts=situation.connections(wanted))
     known = sorted({objects.ServiceName(row.namespace, row.service) for row in every})
