@@ -277,8 +277,9 @@ def _host_addresses() -> frozenset[bytes]:
 def _set_aside(one: manifests.Quarantined) -> world.SetAside:
     from netagent.explain import world
 
-    reason = one.reason if one.kind else str(one)
-    return world.SetAside(one.kind, one.namespace, one.name, one.field, reason, one.origin)
+    if not one.kind:
+        return world.SetAside("", "", "", "", str(one))  # which says where it stands
+    return world.SetAside(one.kind, one.namespace, one.name, one.field, one.reason, one.origin)
 
 
 class _Facts:

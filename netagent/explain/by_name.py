@@ -44,8 +44,8 @@ def _family(client: Client | None) -> addresses.Family | None:
 
 def _headline(service: objects.Service) -> str:
     count = len(service.ports)
-    ports = f"{count} ports" if count != 1 else "1 port"
-    return f"Service {service.key}: type {service.type.value}, {ports}: {remedies.defined_ports(service)}"
+    ports = f", {count} port{'s' if count != 1 else ''}: {remedies.defined_ports(service)}" if count else ""
+    return f"Service {service.key}: type {service.type.value}{ports}"
 
 
 def _order(claim: frontends.Frontend) -> tuple[object, ...]:

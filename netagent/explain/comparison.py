@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 from netagent import errors
 from netagent.explain.story import Dialled, Source
@@ -24,30 +25,37 @@ _MOST = 8
 _Results = dict[tuple[walk.Fate, bytes | None, bool], Fraction]
 
 
-def differences(
+class Comparison(NamedTuple):
+    """What the kernel's rules do otherwise, in words (empty: nothing), and their walk as far as it can be followed."""
+
+    differences: tuple[str, ...]
+    possibilities: tuple[walk.Possibility, ...] = ()
+
+
+def compared(
     world: World,
     source: Source,
     dialled: Dialled,
     desired: Sequence[walk.Possibility],
     records: Mapping[bytes, bytes] | None = None,
-) -> tuple[str, ...] | None:
-    """What the kernel's rules do otherwise with a new connection, in words; empty: nothing. None if that is unknown."""
+) -> Comparison | None:
+    """What the kernel's rules do with the same new connection; None if that is unknown."""
     if world.actual is None:
         return None
     family = dialled.family
     actual = world.actual.get(family)
     if actual is None:
-        return (f"the kernel has no rules of netagent for {family.value}: nothing of this is in force",)
+        return Comparison((f"the kernel has no rules of netagent for {family.value}: nothing of this is in force",))
     packet = packet_of(source, dialled, world.rules[family])
     try:
         found = walk.outcomes(actual.table, packet, world.host, records=records)
     except errors.InvariantError as error:
-        return (f"the kernel's rules cannot be followed: {error}",)
+        return Comparison((f"the kernel's rules cannot be followed: {error}",))
     said = [*_strange(found, frozenset(actual.strange)), *_results(_odds(desired), _odds(found))]
     wanted, has = owner_of(desired), owner_of(found)
     if wanted != has and has and wanted:
         said.append(f"in the kernel it belongs to {has}, not to {wanted}")
-    return tuple(said)
+    return Comparison(tuple(said), tuple(found))
 
 
 def owner_of(possibilities: Sequence[walk.Possibility]) -> str:

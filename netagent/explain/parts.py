@@ -134,8 +134,8 @@ def _story_of(tale: Tale) -> object:
 def _compared(world: World, tale: Tale, dialled: Dialled, records: Mapping[bytes, bytes] | None = None) -> Tale:
     if world.settings.mode is not settings.Mode.NFTABLES:
         return tale
-    found = comparison.differences(world, tale.sources[0], dialled, tale.possibilities, records)
-    return replace(tale, kernel=found)
+    found = comparison.compared(world, tale.sources[0], dialled, tale.possibilities, records)
+    return replace(tale, kernel=found.differences, actual=found.possibilities) if found else tale
 
 
 def _candidates(world: World, subject: Subject, tales: Iterable[Tale]) -> tuple[Candidate, ...]:

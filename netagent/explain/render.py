@@ -104,7 +104,16 @@ def _tale_lines(part: Part, tale: Tale, told: set[Reason], *, with_rules: bool) 
     if tale.kernel:
         yield "    ! `netagent diff` tells all that differs; `netagent sync`, or a running agent, puts it right"
     if with_rules:
-        yield from (f"    {line}" for line in steps.lines(tale.possibilities, part.dialled.family))
+        yield from (f"    {line}" for line in _steps(tale, part.dialled.family))
+
+
+def _steps(tale: Tale, family: addresses.Family) -> Iterator[str]:
+    """Rule by rule; the kernel's own rules only where they do otherwise."""
+    yield from steps.lines(tale.possibilities, family)
+    if tale.kernel:
+        yield from (
+            f"in the kernel, {line}" if not line.startswith(" ") else line for line in steps.lines(tale.actual, family)
+        )
 
 
 def _served_lines(part: Part, tale: Tale) -> Iterator[str]:
@@ -227,7 +236,7 @@ def _tale(tale: Tale, family: addresses.Family, *, with_rules: bool) -> dict[str
         "kernelDifferences": list(tale.kernel or ()),
     }
     if with_rules:
-        result["rules"] = list(steps.lines(tale.possibilities, family))
+        result["rules"] = list(_steps(tale, family))
     return result
 
 

@@ -129,7 +129,8 @@ class Tale:
 
     `shares` are sorted by endpoint, and add up to 1 if the fate is SERVED. `notes`: what the client should know beside
     (source address, affinity). `possibilities` are those of the walk through the desired rules, of the first source.
-    `kernel` is what the kernel's own rules do otherwise, a sentence each; None if that was not looked at.
+    `kernel` is what the kernel's own rules do otherwise, a sentence each, None if that was not looked at; `actual` are
+    the possibilities of the walk through those.
     """
 
     sources: tuple[Source, ...]
@@ -139,6 +140,7 @@ class Tale:
     notes: tuple[str, ...] = ()
     possibilities: tuple[walk.Possibility, ...] = ()
     kernel: tuple[str, ...] | None = None
+    actual: tuple[walk.Possibility, ...] = ()
 
 
 class Condition(enum.StrEnum):

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from netagent.explain import refusals, remedies
 from netagent.explain.candidates import Subject
-from netagent.explain.story import Cause, Dialled, Fate, Reason, Share, Source, SourceKind, Tale
+from netagent.explain.story import Cause, Dialled, Fate, Reason, Share, Source, Tale
 from netagent.explain.world import World, counts_as_pod, packet_of
 from netagent.model import addresses, objects
 from netagent.nftables import layout, walk
@@ -81,9 +81,19 @@ def is_short_circuit(world: World, source: Source, frontend: frontends.Frontend)
     """Whether a client of a frontend with external policy Local gets any endpoint: pods and processes of this node."""
     if frontend.local_endpoints is None:
         return False
-    if source.kind is SourceKind.NODE or world.host.is_local(source.address):
-        return True
-    return counts_as_pod(source, world.rules[frontend.key.family])
+    return world.host.is_local(source.address) or counts_as_pod(source, world.rules[frontend.key.family])
+
+
+def is_masqueraded(world: World, source: Source, frontend: frontends.Frontend) -> bool:
+    """Whether endpoints see this node's address in place of a client's, but for the client that is the endpoint."""
+    rules = world.rules[frontend.key.family]
+    match frontend.masquerade:
+        case frontends.Masquerade.ALWAYS:
+            return True
+        case frontends.Masquerade.NEVER_LOCAL:
+            return not counts_as_pod(source, rules) and world.host.is_local(source.address)
+        case frontends.Masquerade.CLUSTER_IP:
+            return rules.masquerade_all or (rules.local_pods is not None and not counts_as_pod(source, rules))
 
 
 def _why_these(world: World, source: Source, subject: Subject) -> tuple[str, ...]:
@@ -121,17 +131,16 @@ def _source_notes(
     world: World, source: Source, frontend: frontends.Frontend, shares: tuple[Share, ...]
 ) -> tuple[str, ...]:
     """Whose address the endpoints see, and why."""
-    others = [share for share in shares if addresses.endpoint_address(share.endpoint) != source.address]
     itself = [share for share in shares if addresses.endpoint_address(share.endpoint) == source.address]
     rules = world.rules[frontend.key.family]
+    masquerade = is_masqueraded(world, source, frontend)
     notes: list[str] = []
-    if others:
-        masquerade = others[0].masquerade
-        reason = _masquerade_reason(world, source, frontend, rules) if masquerade else _kept_reason(frontend, rules)
+    if masquerade or len(itself) < len(shares):
+        reason = _masquerade_reason(frontend, rules) if masquerade else _kept_reason(frontend, rules)
         who = "this node's address instead of the client's" if masquerade else "the client's own address"
         notes.append(f"the endpoint sees {who}: {reason}")
     for share in itself:
-        if share.masquerade and not (others and others[0].masquerade):
+        if share.masquerade and not masquerade:
             notes.append(
                 f"if the endpoint chosen is the client itself ({addresses.format_endpoint(share.endpoint)}), it sees "
                 "this node's address (hairpin): otherwise its answer would not come back by way of this node"
@@ -139,7 +148,7 @@ def _source_notes(
     return tuple(notes)
 
 
-def _masquerade_reason(world: World, source: Source, frontend: frontends.Frontend, rules: nodes.NodeRules) -> str:
+def _masquerade_reason(frontend: frontends.Frontend, rules: nodes.NodeRules) -> str:
     match frontend.masquerade:
         case frontends.Masquerade.ALWAYS:
             return (

@@ -60,6 +60,14 @@ def test_a_file_with_nothing_but_the_broken_object_is_explained_too(tmp_path: Pa
     assert netagent("explain", "broken", "-f", tmp_path, *ON_NODE, "--strict").returncode == 7
 
 
+def test_a_service_that_may_be_in_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
+    (tmp_path / "torn.yaml").write_text("kind: Service\nmetadata: {name: web\n")
+    (tmp_path / "node.json").write_bytes(builders.as_json(builders.node_manifest()))
+    done = netagent("explain", "web", "-f", tmp_path, *ON_NODE)
+    assert done.returncode == 1
+    assert f"it may be in what could not be read: {tmp_path}/torn.yaml:" in done.stdout
+
+
 def test_json_and_yaml_tell_the_same_as_data() -> None:
     as_json = json.loads(explain("10.96.0.1:80", "--from", "pod:10.180.0.9", "-o", "json", "--rules").stdout)
     as_yaml = yaml.safe_load(explain("10.96.0.1:80", "--from", "pod:10.180.0.9", "-o", "yaml", "--rules").stdout)
@@ -128,6 +136,10 @@ def test_where_the_kernel_differs_from_the_plan_it_is_said() -> None:
         "in the kernel the connection is refused; it should be that it is sent to an endpoint"
     ]
     assert refused["causes"] == ["kernel-differs", "serves"]
+
+    by_rules = explain("10.96.0.1:80", "--from", "outside", "--rules").stdout
+    assert "in the kernel, rule by rule:" in by_rules
+    assert "frontends: has no 10.96.0.1 . tcp . 80" in by_rules
 
     kernel.nft("insert rule ip netagent services counter")
     assert "a rule there that netagent did not write (chain services, number 1)" in explain("web").stdout

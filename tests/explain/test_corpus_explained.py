@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from netagent.explain import render, stories
+from netagent.explain import render, stories, telling
 from netagent.explain.story import Cause, Fate
 from netagent.explain.targets import AddressTarget
 from netagent.model import addresses
@@ -46,6 +46,11 @@ def test_connections_are_explained_as_they_end(case: Mapping[str, Any]) -> None:
                     assert found == wanted, f"{step.place}: {flow}\n{told}"
                     assert sum(share.probability for share in tale.shares) == 1
                     assert tale.reason.cause is Cause.SERVES
+                    for share in tale.shares:
+                        if addresses.endpoint_address(share.endpoint) != addresses.parse_address(source):
+                            (teller,) = tale.sources
+                            expected_masquerade = telling.is_masqueraded(step.world, teller, part.frontend)
+                            assert share.masquerade is expected_masquerade, told
                     used = {render.candidate_address(one) for one in part.candidates if one.used}
                     assert used == wanted, f"{step.place}: {flow}\n{told}"
                 else:

@@ -76,10 +76,15 @@ def test_chances_are_those_of_the_walk_and_of_the_kernels_rules(data: st.DataObj
                 found = (result.endpoint, result.masquerade)
                 expected[found] = expected.get(found, Fraction(0)) + probability
         assert {(share.endpoint, share.masquerade): share.probability for share in tale.shares} == expected
+        for share in tale.shares:
+            if addresses.endpoint_address(share.endpoint) != source.address:
+                assert share.masquerade is telling.is_masqueraded(seen, source, frontend)
         told = parts.part_of(kernel, dialled, kernel.frontends[key], client=client).tales[0]
         if rules.local_pods is None or isinstance(rules.local_pods, node.SourcePrefix):
             assert (told.fate, told.shares) == (tale.fate, tale.shares)
-        assert comparison.differences(with_actual(seen, readable), source, dialled, tale.possibilities) == ()
+        same = comparison.compared(with_actual(seen, readable), source, dialled, tale.possibilities)
+        assert same is not None
+        assert same.differences == ()
 
 
 def held(table: ruleset.Table) -> readback.ActualTable:
