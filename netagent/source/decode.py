@@ -21,6 +21,7 @@ from netagent.model.objects import ServiceType, TrafficPolicy
 from netagent.source import fields, wire
 from netagent.source.faults import BadObject, Remark, quoted
 from netagent.source.fields import BadField
+from netagent.source.json_text import decoded
 from netagent.source.kinds import Kind
 
 DEFAULT_AFFINITY_SECONDS = 10800  # what the API server writes (DefaultClientIPServiceAffinitySeconds)
@@ -32,6 +33,7 @@ Skipped = list[tuple[str, str]]
 Port = TypeVar("Port", wire.ServicePort, wire.SlicePort)
 Result = TypeVar("Result")
 
+_ANYTHING = msgspec.json.Decoder()
 _TYPES = {one.value: one for one in ServiceType}
 _POLICIES = {one.value: one for one in TrafficPolicy}
 _FAMILIES: Mapping[str, Family] = {one.value: one for one in Family}
@@ -46,10 +48,10 @@ def decode(kind: Kind, data: bytes | msgspec.Raw, remarks: list[Remark]) -> obje
     """
     decoder = _DECODERS[kind]
     try:
-        raw = decoder.json.decode(data)
+        raw = decoded(decoder.json, data)
     except (ValueError, RecursionError) as error:  # ValueError: msgspec's errors, and UnicodeDecodeError
-        raise _not_of_the_shape(kind, error, lambda: msgspec.json.decode(data)) from None
-    return _checked(kind, decoder, raw, remarks, lambda: msgspec.json.decode(data))
+        raise _not_of_the_shape(kind, error, lambda: decoded(_ANYTHING, data)) from None
+    return _checked(kind, decoder, raw, remarks, lambda: decoded(_ANYTHING, data))
 
 
 def convert(kind: Kind, value: object, remarks: list[Remark]) -> objects.Object:

@@ -16,6 +16,7 @@ from netagent.errors import SourceError
 from netagent.model import objects
 from netagent.source import decode, tree, wire, yaml_documents
 from netagent.source.faults import BadObject, Remark, quoted, sentence
+from netagent.source.json_text import decoded
 from netagent.source.kinds import Kind, ObjectKey, key_for, kind_named, object_key
 from netagent.source.yaml_documents import BadText
 
@@ -306,9 +307,9 @@ _list_header_decoder = msgspec.json.Decoder(wire.ListHeader)
 
 def _json_header(data: bytes | msgspec.Raw) -> _Header:
     try:
-        raw = _list_header_decoder.decode(data)
+        raw = decoded(_list_header_decoder, data)
     except msgspec.ValidationError:
-        header = _header_decoder.decode(data)
+        header = decoded(_header_decoder, data)
         if header.kind == "List":
             raise
         return _Header(header.kind or "", header.api_version or "", None)  # its `items` are no list, as is its right

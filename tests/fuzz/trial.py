@@ -67,7 +67,7 @@ def _unguided(arguments: argparse.Namespace) -> int:
     """Try mutations of what is kept; the number of the seed and of the input tells what was tried."""
     from tests.fuzz import targets
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_MOST if hard < 0 else min(hard, _MEMORY_MOST), hard))
     target = targets.target(arguments.target)
     run = _measured(target.run)
@@ -82,7 +82,7 @@ def _unguided(arguments: argparse.Namespace) -> int:
         tried += 1
         try:
             run(data)
-        except Exception:  # whatever it is, it is what we are looking for
+        except Exception:  # noqa: BLE001 - whatever it is, it is what we are looking for
             traceback.print_exc()
             (arguments.findings / "crash").write_bytes(data)
             print(f"inputs: {tried}")

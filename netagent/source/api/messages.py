@@ -9,6 +9,7 @@ import msgspec
 from msgspec import field
 
 from netagent.source.faults import quoted
+from netagent.source.json_text import decoded
 
 _MAX_WORDS = 400
 _LONGEST_RETRY_AFTER = 10**9
@@ -108,7 +109,7 @@ _HEAD = msgspec.json.Decoder(ObjectHead)
 def status_of(code: int, body: bytes | bytearray | msgspec.Raw) -> Status:
     """The Status in an error's body; when there is none, one with this code and the first of what came instead."""
     try:
-        status = _STATUS.decode(body)
+        status = decoded(_STATUS, body)
     except (ValueError, RecursionError):
         text = bytes(body[:200]).decode(errors="replace") if isinstance(body, bytes | bytearray) else ""
         return Status(code=code, message=text.strip() or None)
@@ -120,7 +121,7 @@ def status_of(code: int, body: bytes | bytearray | msgspec.Raw) -> Status:
 def page_of(body: bytes | bytearray, list_kind: str) -> Page:
     """The page of a list of this kind. BadMessageError when it is not one, or has no resource version."""
     try:
-        page = _PAGE.decode(body)
+        page = decoded(_PAGE, body)
     except (ValueError, RecursionError) as error:
         raise BadMessageError(f"the list is not what it should be: {error}") from error
     if page.kind not in (None, "", list_kind):
@@ -133,7 +134,7 @@ def page_of(body: bytes | bytearray, list_kind: str) -> Page:
 def event_of(line: bytes | bytearray) -> WatchEvent:
     """The event of one line of a watch. BadMessageError when it is not one."""
     try:
-        return _EVENT.decode(line)
+        return decoded(_EVENT, line)
     except (ValueError, RecursionError) as error:
         raise BadMessageError(f"a line of the watch is not an event: {error}") from error
 
@@ -141,7 +142,7 @@ def event_of(line: bytes | bytearray) -> WatchEvent:
 def head_of(raw: msgspec.Raw) -> ObjectMetadata:
     """Name and version of an object. BadMessageError when it does not have them."""
     try:
-        metadata = _HEAD.decode(raw).metadata
+        metadata = decoded(_HEAD, raw).metadata
     except (ValueError, RecursionError) as error:
         raise BadMessageError(f"an object of the watch has no metadata: {error}") from error
     if not metadata.resource_version:

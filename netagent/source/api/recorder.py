@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from netagent.errors import SourceError
+from netagent.escaping import printable
 from netagent.source.api import messages
 from netagent.source.api.exchange import Request, Transport, TransportError
 from netagent.source.api.pacing import RequestLimit, TokenBucket
@@ -174,7 +175,8 @@ class EventRecorder:
         self._thread.start()
 
     def record(self, announcement: Announcement) -> None:
-        """Have it sent soon, or drop and count it. Never blocks, never fails."""
+        """Have it sent soon, or drop and count it. Never blocks, never fails, whatever is in the note."""
+        announcement = msgspec.structs.replace(announcement, note=printable(announcement.note))
         with self._changed:
             if self._stopping or announcement in self._waiting:
                 return

@@ -13,7 +13,7 @@ WORDS = (
     *(bytes((length, 0, kind, 0)) for length in (4, 5, 8, 12, 16) for kind in (1, 2, 3, 4)),
     *(bytes((8, 0, kind, 0x80)) for kind in (1, 2, 3, 4, 10)),
     *(b"netagent\0", b"frontends\0", b"backends\0", b"nodeports\0", b"services\0", b"\x0d\x00\x01\x00netagent\0\0\0\0"),
-    *(bytes((kind, 10)) for kind in range(0, 24)),
+    *(bytes((kind, 10)) for kind in range(24)),
     *(b"\x02\x00", b"\x03\x00", b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x10\x00\x04\x00", b"!N", b"!B"),
     *(b"nat\0", b"filter\0", b"lookup\0", b"immediate\0", b"\x00\x10", b"\x00\x20", b"\x00\x40"),
 )
