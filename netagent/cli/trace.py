@@ -77,9 +77,10 @@ def trace(
 
     sender = _sender(source)
     named = flow.parse(target, source=sender)
-    seen = _situation(options.source_of(**given), live=live)
+    asked = options.source_of(**given)
+    seen = _situation(asked, live=live)
     own = node_addresses.read_addresses()
-    tables = _tables(seen, live=live)
+    tables = _tables(asked, seen, live=live)
     flows = (named,) if named else flow.of_service(target, _served(tables), node_addresses=own, source=sender)
     if not live:
         _rehearse(flows, tables, own, every_packet=every_packet, output=output)
@@ -115,35 +116,46 @@ def _situation(source: options.Source, *, live: bool) -> situation.Situation:
     return seen
 
 
-def _tables(seen: situation.Situation, *, live: bool) -> Mapping[addresses.Family, ruleset.Table]:
-    """Our tables: as the manifests want them, else as the kernel has them."""
+def _tables(
+    source: options.Source, seen: situation.Situation, *, live: bool
+) -> Mapping[addresses.Family, ruleset.Table]:
+    """Our tables: as the manifests want them; else as the kernel has them; else, where they cannot be read and nothing is
+    traced, as the running agent wants them. Empty if there are none, which only a live trace puts up with."""
     from netagent.cli import situation
 
-    if seen.origin is situation.Origin.FILES and seen.planner is not None:
-        from netagent.cli import views
-        from netagent.nftables import tables
-
-        desired = tables.Tables(affinity_clients=seen.settings.affinity_clients)
-        desired.set_rules(seen.planner.rules)
-        current = seen.planner.forwarding.frontends
-        desired.update((frontend.key for frontend in views.in_order(current)), current)
-        return {table.family: table for table in desired.desired()}
+    if seen.origin is situation.Origin.FILES:
+        return _planned_tables(seen)
     from netagent.nftables import layout, unwire
 
     kernel = situation.kernel(seen.settings)
-    if not kernel.any:
-        if live and not kernel.reason:
-            options.say("there are no tables of netagent in this network namespace")
-            return {}
-        raise (
-            errors.PrivilegeError(kernel.reason)
-            if kernel.reason
-            else errors.NetagentError(
-                "there are no tables of netagent in this network namespace; give manifests with -f"
-            )
-        )
     specs = layout.sets(affinity_clients=seen.settings.affinity_clients)
-    return {family: unwire.table_of(actual, specs).table for family, actual in kernel.tables.items() if actual.exists}
+    held = {family: unwire.table_of(table, specs).table for family, table in kernel.tables.items() if table.exists}
+    if held:
+        return held
+    if live and not kernel.reason:
+        options.say("there are no tables of netagent in this network namespace")
+        return {}
+    if not live and seen.origin is situation.Origin.AGENT:
+        options.say(f"these are the rules that the running agent wants: {kernel.reason or 'the kernel has none'}")
+        return _planned_tables(situation.look(source))
+    if kernel.reason:
+        raise errors.PrivilegeError(kernel.reason)
+    raise errors.NetagentError("there are no tables of netagent in this network namespace; give manifests with -f")
+
+
+def _planned_tables(seen: situation.Situation) -> Mapping[addresses.Family, ruleset.Table]:
+    from netagent.cli import views
+    from netagent.nftables import tables
+
+    for remark in seen.remarks:
+        options.say(remark)
+    if seen.planner is None:
+        raise errors.NetagentError("there is no plan to go by; give manifests with -f")
+    desired = tables.Tables(affinity_clients=seen.settings.affinity_clients)
+    desired.set_rules(seen.planner.rules)
+    current = seen.planner.forwarding.frontends
+    desired.update((frontend.key for frontend in views.in_order(current)), current)
+    return {table.family: table for table in desired.desired()}
 
 
 def _served(tables: Mapping[addresses.Family, ruleset.Table]) -> Iterator[tuple[str, Any]]:

@@ -198,7 +198,7 @@ def _own_step(event: Event, rule: ruleset.Rule, table: ruleset.Table, now: Heade
     said = words.of_rule(rule)
     owner = words.owner_of(rule, table, now)
     if owner:
-        said = f"it is for {owner}, goes to {event.target or 'the chain of its shape'}"
+        said = f"it is for {owner}, goes to chain {event.target or 'of its shape'}"
     elif event.target and event.target not in said:
         said += f" ({event.target})"
     if endpoint is not None and any(isinstance(statement, ruleset.Dnat) for statement in rule):

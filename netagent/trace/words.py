@@ -61,7 +61,7 @@ def _deed(statement: ruleset.Statement) -> str:
         case ruleset.VerdictMap():
             return "goes to the chain of its shape"
         case ruleset.Goto(chain):
-            return "refuses it" if chain == layout.REFUSE else f"goes to {chain}"
+            return "refuses it" if chain == layout.REFUSE else f"goes to chain {chain}"
         case ruleset.Drop():
             return "drops it"
         case ruleset.SetMark():

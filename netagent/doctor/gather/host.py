@@ -101,4 +101,4 @@ def agent(processes: Iterable[evidence.Process]) -> evidence.Agent:
     """The agent of this network namespace."""
     peer = presence.holder()
     running = tuple(process.pid for process in processes if process.program == "netagent run")
-    return evidence.Agent(str(peer) if peer else "", running)
+    return evidence.Agent(presence.described(peer) if peer else "", running)
