@@ -1,7 +1,7 @@
 """The kernel's rules as the nouns that we plan with: the reverse of what `wire` makes of a rule. Pure.
 
-Only what we would write can be read. A rule of anybody else's is no rule of ours, and None here: whoever follows packets
-through the kernel's table has to stop there and say so.
+Only what we would write can be read. A rule of anybody else's is no rule of ours, and None here: whoever follows
+packets through the kernel's table has to stop there and say so.
 """
 
 from __future__ import annotations
