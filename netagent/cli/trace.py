@@ -119,8 +119,8 @@ def _situation(source: options.Source, *, live: bool) -> situation.Situation:
 def _tables(
     source: options.Source, seen: situation.Situation, *, live: bool
 ) -> Mapping[addresses.Family, ruleset.Table]:
-    """Our tables: as the manifests want them; else as the kernel has them; else, where they cannot be read and nothing is
-    traced, as the running agent wants them. Empty if there are none, which only a live trace puts up with."""
+    """Our tables: as the manifests want them; else as the kernel has them; else, where they cannot be read and nothing
+    is traced, as the running agent wants them. Empty if there are none, which only a live trace puts up with."""
     from netagent.cli import situation
 
     if seen.origin is situation.Origin.FILES:

@@ -349,6 +349,15 @@ def test_our_tables_without_an_agent_and_several_agents_are_told() -> None:
     only(replace(NODE, agent=evidence.Agent("process 1 (netagent)", (1, 2))), "agent", Severity.ERROR)
 
 
+def test_tables_that_nobody_ever_owned_are_those_of_a_sync_where_an_agent_would_have_owned_them() -> None:
+    alone = replace(NODE, agent=evidence.Agent(""), kernel=evidence.Kernel(release="6.18.0"))
+    assert grave(alone) == {}
+    orphan = replace(alone, ruleset=replace(NODE.ruleset, tables=(Table("ip", "netagent", flags=6),)))
+    only(orphan, "agent", Severity.WARNING)
+    not_owned = replace(alone, wanted=settings.override(settings.Settings(), table_ownership=False))
+    only(not_owned, "agent", Severity.WARNING)
+
+
 def test_a_table_of_ours_that_is_switched_off_is_an_error() -> None:
     dormant = with_rules(tables=(Table("ip6", "netagent", flags=1),))
     only(dormant, "tables", Severity.ERROR)

@@ -8,7 +8,8 @@ from typing import Final
 
 from netagent import settings
 from netagent.doctor import findings
-from netagent.doctor.evidence import Evidence, Link
+from netagent.doctor.evidence import Evidence, Link, Table
+from netagent.doctor.judge import kernel
 from netagent.nftables import constants as c
 from netagent.nftables import ruleset
 
@@ -19,6 +20,7 @@ _OUTWARD: Final = frozenset({"", "bond", "team", "vlan", "macvlan", "ipvlan", "v
 # Of network plugins, with addresses, and not to other hosts.
 _INWARD_NAMES: Final = ("cilium", "lxc", "cali", "nodelocaldns")
 _DAY_SECONDS: Final = 86400.0
+_OWNERSHIP: Final = (6, 9)  # the first Linux with tables that have an owner and outlive it
 
 
 def mtus(seen: Evidence) -> Iterator[findings.Finding]:
@@ -129,6 +131,12 @@ def agent(seen: Evidence) -> Iterator[findings.Finding]:
     elif seen.agent.present or seen.agent.running:
         who = seen.agent.present or f"process {seen.agent.running[0]}"
         yield findings.ok(check, "one agent looks after this network namespace", who)
+    elif ours and not _had_an_agent(seen, ours):
+        yield findings.info(
+            check,
+            "no agent runs here; the rules are of `netagent sync`, which follows nothing",
+            *(f"nftables table {table}" for table in ours),
+        )
     elif ours:
         yield findings.warning(
             check,
@@ -139,6 +147,13 @@ def agent(seen: Evidence) -> Iterator[findings.Finding]:
         )
     else:
         yield findings.info(check, "no agent runs here, and it has left no tables", remedy="netagent run starts one.")
+
+
+def _had_an_agent(seen: Evidence, ours: list[Table]) -> bool:
+    """Whether an agent made these tables: where the kernel lets it own them, what nobody ever owned is a command's."""
+    if (kernel.version(seen) or (0, 0)) < _OWNERSHIP or not seen.wanted.table_ownership:
+        return True
+    return any(table.flags & (c.NFT_TABLE_F_OWNER | c.NFT_TABLE_F_PERSIST) for table in ours)
 
 
 def tables(seen: Evidence) -> Iterator[findings.Finding]:

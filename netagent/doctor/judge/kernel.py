@@ -17,11 +17,11 @@ _LEAST: Final = (5, 13)
 
 def release(seen: Evidence) -> Iterator[findings.Finding]:
     """Is the kernel new enough?"""
-    found = re.match(r"(\d+)\.(\d+)", seen.kernel.release)
+    found = version(seen)
     fact = f"uname -r: {seen.kernel.release}"
-    if seen.wanted.mode is not settings.Mode.NFTABLES or not found:
+    if seen.wanted.mode is not settings.Mode.NFTABLES or found is None:
         yield findings.info("kernel-version", f"this is Linux {seen.kernel.release}", fact)
-    elif (int(found[1]), int(found[2])) >= _LEAST:
+    elif found >= _LEAST:
         yield findings.ok("kernel-version", "the kernel is new enough", fact)
     else:
         yield findings.error(
@@ -30,6 +30,12 @@ def release(seen: Evidence) -> Iterator[findings.Finding]:
             fact,
             remedy="Run Linux 5.13 or newer, or use mode iptables (`mode: iptables` in the configuration).",
         )
+
+
+def version(seen: Evidence) -> tuple[int, int] | None:
+    """The kernel's version as two numbers; None if its name does not begin so."""
+    found = re.match(r"(\d+)\.(\d+)", seen.kernel.release)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def features(seen: Evidence) -> Iterator[findings.Finding]:
