@@ -68,7 +68,7 @@ def read(target: str, answer: Answer, kind: type[Document]) -> Document:
     """What an answer to this question says. SourceError if it makes no sense."""
     try:
         return msgspec.json.decode(answer.body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.SourceError(
             f"the agent's answer to {target} cannot be read ({error}): is it of another version?"
         ) from error

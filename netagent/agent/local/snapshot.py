@@ -81,7 +81,7 @@ def read(text: bytes) -> Snapshot:
     """As `decoded`; SourceError if the text cannot be read."""
     try:
         return decoded(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise errors.SourceError(f"the agent's objects cannot be read ({error}): is it of another version?") from error
 
 
