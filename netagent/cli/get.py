@@ -128,18 +128,21 @@ class _View(NamedTuple):
 
 def _view(source: options.Source, wanted: _Wanted) -> _View:
     seen = situation.look(source, services=wanted.services())
+    remarks = seen.remarks
     if seen.planner is None:
         found, known = _kernel_rows(seen.settings, wanted)
     else:
         from netagent.cli import rows
 
-        counts, in_kernel = _kernel_facts(seen.settings)
+        counts, in_kernel, unknown = _kernel_facts(seen.settings)
+        if unknown and seen.origin is situation.Origin.AGENT:
+            remarks += (f"what the kernel has and counts is unknown: {unknown}",)
         planned = rows.PlanRows(seen.planner, counts=counts, in_kernel=in_kernel)
         known = planned.names()
         chosen = [name for name in known if wanted.matches(*name)]
         found = _planned_rows(planned, wanted.noun, chosen)
     chosen_rows = selectors.selected(found, wanted.selector, get_columns.FIELDS[wanted.noun])
-    return _View(chosen_rows, seen, known, seen.remarks)
+    return _View(chosen_rows, seen, known, remarks)
 
 
 def _planned_rows(planned: rows.PlanRows, noun: str, chosen: Sequence[objects.ServiceName]) -> Sequence[Any]:
@@ -152,17 +155,18 @@ def _planned_rows(planned: rows.PlanRows, noun: str, chosen: Sequence[objects.Se
             return planned.service_rows(chosen)
 
 
-def _kernel_facts(wanted: settings.Settings) -> tuple[rows.Counts | None, rows.InKernel | None]:
-    """What of the kernel is shown beside a plan; None where there is nothing of ours, or it cannot be read."""
+def _kernel_facts(wanted: settings.Settings) -> tuple[rows.Counts | None, rows.InKernel | None, str]:
+    """What of the kernel is shown beside a plan; None where there is nothing of ours, or it cannot be read: then the
+    text tells why."""
     if wanted.mode is not settings.Mode.NFTABLES:
-        return None, None
+        return None, None, ""
     from netagent.cli import kernel_rows
     from netagent.nftables import layout
 
     held = situation.kernel(wanted, sets=(layout.FRONTENDS, layout.NODEPORTS, layout.SHAPES))
     if not held.any:
-        return None, None
-    return situation.connections(wanted), kernel_rows.in_kernel(held.tables.values())
+        return None, None, held.reason
+    return situation.connections(wanted), kernel_rows.in_kernel(held.tables.values()), ""
 
 
 def _kernel_rows(wanted: settings.Settings, asked: _Wanted) -> tuple[Sequence[Any], list[objects.ServiceName]]:

@@ -10,10 +10,10 @@ import pytest
 from netagent import processes
 from netagent.agent import drift as journal
 from netagent.cli import drift
-from tests import kernel
+from tests import kernel, patience
 
-from .asking import PATIENCE, ask
-from .test_commands import NODE, SLICE, WEB, Running, _eventually, _listed
+from .in_process import netagent
+from .test_commands import NODE, SLICE, WEB, Running, _listed
 
 
 @pytest.fixture
@@ -31,16 +31,16 @@ def directory(tmp_path: Path) -> Path:
 @kernel.isolated
 def test_a_foreign_change_is_told_with_who_it_was_and_what(directory: Path) -> None:
     with Running(directory, "--config", str(directory.with_name("config.yaml"))):
-        _eventually(lambda: ask("status").code == 0, PATIENCE)
-        quiet = ask("drift")
-        assert (quiet.code, quiet.stdout) == (0, "")
+        patience.until(lambda: netagent("status").returncode == 0)
+        quiet = netagent("drift")
+        assert (quiet.returncode, quiet.stdout) == (0, "")
         assert "nobody has changed our rules" in quiet.stderr
         kernel.nft("add element ip netagent cluster_ips { 10.96.77.7 }")
-        _eventually(lambda: "puts it right, done" in ask("drift").stdout, PATIENCE)
-        said = ask("drift").stdout
+        patience.until(lambda: "puts it right, done" in netagent("drift").stdout)
+        said = netagent("drift").stdout
         assert "by nft[" in said
         assert "10.96.77.7" in said
-        (item,) = json.loads(ask("drift", "-o", "json").stdout)["items"]
+        (item,) = json.loads(netagent("drift", "-o", "json").stdout)["items"]
         assert item["operations"] == 1
         assert item["by"][0]["name"] == "nft"
         assert item["repairedAt"] >= item["at"]
@@ -48,8 +48,8 @@ def test_a_foreign_change_is_told_with_who_it_was_and_what(directory: Path) -> N
 
 @kernel.isolated
 def test_without_an_agent_nobody_has_a_journal() -> None:
-    said = ask("drift")
-    assert (said.code, said.stdout) == (10, "")
+    said = netagent("drift")
+    assert (said.returncode, said.stdout) == (10, "")
 
 
 def test_hostile_names_and_long_lists_are_fit_for_a_terminal() -> None:

@@ -16,10 +16,11 @@ from netagent.agent import planner
 from netagent.cli import rows
 from netagent.model import objects
 from netagent.model.objects import ServiceType, TrafficPolicy
-from tests import builders, kernel
+from tests import builders, kernel, patience
 
-from .asking import PATIENCE, Server, ask, become_host, connect
-from .test_commands import NETAGENT, NODE, ON_NODE, SLICE, WEB, Running, _eventually, _listed
+from .in_process import netagent
+from .test_commands import NETAGENT, NODE, ON_NODE, SLICE, WEB, Running, _listed
+from .traffic import Server, become_host, connect
 
 DNS = builders.service_manifest(
     "dns", namespace="kube-system", cluster_ip="10.96.0.10", ports=[builders.port_manifest(53, protocol="UDP")]
@@ -131,23 +132,23 @@ def test_connections_of_all_frontends_of_a_service_are_added_up() -> None:
 @kernel.isolated
 def test_files_show_the_same_in_every_form(directory: Path) -> None:
     where = ("-f", directory, *ON_NODE)
-    table = ask("get", "frontends", *where)
-    assert (table.code, table.stderr) == (0, "")
+    table = netagent("get", "frontends", *where)
+    assert (table.returncode, table.stderr) == (0, "")
     assert [line.split() for line in table.stdout.splitlines()] == [
         ["NAME", "PORT", "KIND", "FRONTEND", "POLICY", "DOES", "ENDPOINTS", "CONNECTIONS"],
         ["web", "-", "cluster-ip", "10.96.0.1:80/TCP", "Cluster", "serve", "2/2", "-"],
     ]
-    (bare,) = ask("get", "fe", *where, "--no-headers").stdout.splitlines()
+    (bare,) = netagent("get", "fe", *where, "--no-headers").stdout.splitlines()
     assert bare.split() == table.stdout.splitlines()[1].split()
-    assert ask("get", "frontends", *where, "-A", "-o", "name").stdout.split() == [
+    assert netagent("get", "frontends", *where, "-A", "-o", "name").stdout.split() == [
         "10.96.0.1:80/TCP",
         "10.96.0.10:53/UDP",
     ]
-    document = json.loads(ask("get", "frontend", *where, "-o", "json").stdout)
+    document = json.loads(netagent("get", "frontend", *where, "-o", "json").stdout)
     assert (document["node"], document["origin"]) == ("node-1", "files")
     (item,) = document["items"]
     assert [one["endpoint"] for one in item["endpoints"]] == ["10.180.0.1:8080", "10.180.0.2:8080"]
-    services = ask("get", "svc", *where, "-A").stdout.splitlines()
+    services = netagent("get", "svc", *where, "-A").stdout.splitlines()
     assert [line.split()[:2] for line in services] == [
         ["NAMESPACE", "NAME"],
         ["default", "web"],
@@ -158,26 +159,26 @@ def test_files_show_the_same_in_every_form(directory: Path) -> None:
 @kernel.isolated
 def test_names_namespaces_and_selectors_choose(directory: Path) -> None:
     where = ("-f", directory, *ON_NODE, "-o", "name")
-    assert ask("get", "svc", *where).stdout.split() == ["default/web"]
-    assert ask("get", "svc", *where, "-n", "kube-system").stdout.split() == ["kube-system/dns"]
-    assert ask("get", "svc", "kube-system/dns", "web", *where).stdout.split() == ["default/web", "kube-system/dns"]
-    assert ask("get", "svc", "dns", *where, "-A").stdout.split() == ["kube-system/dns"]
-    assert ask("get", "fe", *where, "-A", "-l", "protocol=UDP").stdout.split() == ["10.96.0.10:53/UDP"]
-    missing = ask("get", "svc", "dns", *where)
-    assert (missing.code, missing.stdout) == (1, "")
+    assert netagent("get", "svc", *where).stdout.split() == ["default/web"]
+    assert netagent("get", "svc", *where, "-n", "kube-system").stdout.split() == ["kube-system/dns"]
+    assert netagent("get", "svc", "kube-system/dns", "web", *where).stdout.split() == ["default/web", "kube-system/dns"]
+    assert netagent("get", "svc", "dns", *where, "-A").stdout.split() == ["kube-system/dns"]
+    assert netagent("get", "fe", *where, "-A", "-l", "protocol=UDP").stdout.split() == ["10.96.0.10:53/UDP"]
+    missing = netagent("get", "svc", "dns", *where)
+    assert (missing.returncode, missing.stdout) == (1, "")
     assert "no Service dns in namespace default" in missing.stderr
-    empty = ask("get", "svc", *where, "-n", "nowhere")
-    assert (empty.code, empty.stdout) == (0, "")
+    empty = netagent("get", "svc", *where, "-n", "nowhere")
+    assert (empty.returncode, empty.stdout) == (0, "")
     assert "2 Services in other namespaces" in empty.stderr
-    labels = ask("get", "svc", *where, "-l", "app=web")
-    assert labels.code == 2
+    labels = netagent("get", "svc", *where, "-l", "app=web")
+    assert labels.returncode == 2
     assert "labels of objects are not known here" in labels.stderr
 
 
 @kernel.isolated
 def test_nothing_at_all_to_look_at_is_exit_code_10() -> None:
-    said = ask("get", "frontends")
-    assert (said.code, said.stdout) == (10, "")
+    said = netagent("get", "frontends")
+    assert (said.returncode, said.stdout) == (10, "")
     assert "no agent runs" in said.stderr
 
 
@@ -185,11 +186,11 @@ def test_nothing_at_all_to_look_at_is_exit_code_10() -> None:
 def test_the_agent_tells_what_the_files_say_and_the_kernel_what_it_counted(directory: Path) -> None:
     become_host("10.180.0.1", "10.180.0.2")
     servers = [Server(address, 8080) for address in ("10.180.0.1", "10.180.0.2")]
-    offline = json.loads(ask("get", "frontends", "-A", "-f", directory, *ON_NODE, "-o", "json").stdout)
+    offline = json.loads(netagent("get", "frontends", "-A", "-f", directory, *ON_NODE, "-o", "json").stdout)
     with Running(directory):
-        _eventually(lambda: ask("status").code == 0, PATIENCE)
+        patience.until(lambda: netagent("status").returncode == 0)
         connect("10.96.0.1", 80, 7)
-        live = json.loads(ask("get", "frontends", "-A", "-o", "json").stdout)
+        live = json.loads(netagent("get", "frontends", "-A", "-o", "json").stdout)
         assert live["origin"] == "agent"
         assert [(item["frontend"], item["connections"], item["kernel"]) for item in live["items"]] == [
             ("10.96.0.1:80/TCP", 7, "same"),
@@ -200,8 +201,8 @@ def test_the_agent_tells_what_the_files_say_and_the_kernel_what_it_counted(direc
         assert live["items"] == offline["items"]
         assert sum(server.accepted for server in servers) == 7
     # The agent is dead now, and the rules are there.
-    alone = ask("get", "frontends", "-A", "-o", "json")
-    assert alone.code == 0
+    alone = netagent("get", "frontends", "-A", "-o", "json")
+    assert alone.returncode == 0
     assert "no agent runs" in alone.stderr
     document = json.loads(alone.stdout)
     assert document["origin"] == "kernel"
@@ -209,15 +210,15 @@ def test_the_agent_tells_what_the_files_say_and_the_kernel_what_it_counted(direc
     assert (web["service"], web["kind"], web["does"], web["connections"]) == ("web", "cluster-ip", "serve", 7)
     assert [one["endpoint"] for one in web["endpoints"]] == ["10.180.0.1:8080", "10.180.0.2:8080"]
     assert (dns["namespace"], dns["does"], dns["endpoints"]) == ("kube-system", "reject", [])
-    assert ask("get", "endpoints", "-o", "name").stdout.split() == ["10.180.0.1:8080", "10.180.0.2:8080"]
-    (service,) = json.loads(ask("get", "services", "web", "-o", "json").stdout)["items"]
+    assert netagent("get", "endpoints", "-o", "name").stdout.split() == ["10.180.0.1:8080", "10.180.0.2:8080"]
+    (service,) = json.loads(netagent("get", "services", "web", "-o", "json").stdout)["items"]
     assert (service["clusterIps"], service["used"], service["connections"]) == (["10.96.0.1"], 2, 7)
 
 
 @kernel.isolated
 def test_what_the_kernel_lacks_or_has_otherwise_is_marked(directory: Path) -> None:
     where = ("-f", directory, *ON_NODE, "-A", "-o", "json")
-    assert ask("sync", "-f", directory, *ON_NODE).code == 0
+    assert netagent("sync", "-f", directory, *ON_NODE).returncode == 0
     (directory / "all.json").write_bytes(
         _listed(
             WEB,
@@ -227,15 +228,19 @@ def test_what_the_kernel_lacks_or_has_otherwise_is_marked(directory: Path) -> No
             builders.service_manifest("new", cluster_ip="10.96.0.3"),
         )
     )
-    found = {item["service"]: item["kernel"] for item in json.loads(ask("get", "frontends", *where).stdout)["items"]}
+    found = {
+        item["service"]: item["kernel"] for item in json.loads(netagent("get", "frontends", *where).stdout)["items"]
+    }
     assert found == {"web": "differs", "dns": "same", "new": "missing"}
-    assert json.loads(ask("get", "frontends", *where, "-l", "kernel=missing").stdout)["items"][0]["service"] == "new"
+    assert (
+        json.loads(netagent("get", "frontends", *where, "-l", "kernel=missing").stdout)["items"][0]["service"] == "new"
+    )
 
 
 @kernel.isolated
 def test_watch_prints_what_changes_and_nothing_else(directory: Path) -> None:
     with Running(directory):
-        _eventually(lambda: ask("status").code == 0, PATIENCE)
+        patience.until(lambda: netagent("status").returncode == 0)
         following = subprocess.Popen(
             [*NETAGENT, "get", "endpoints", "-w"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -259,7 +264,7 @@ def test_the_table_of_a_pipe_has_no_colours_and_no_borders(directory: Path) -> N
     done = subprocess.run(
         [sys.executable, "-m", "netagent", "get", "svc", "-A", "-f", str(directory), *ON_NODE],
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=patience.HANGS,
         check=True,
         env={"FORCE_COLOR": "1", "COLUMNS": "20", "PATH": "/usr/bin:/bin"},
     )

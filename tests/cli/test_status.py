@@ -14,12 +14,12 @@ import yaml
 
 from netagent import errors
 from netagent.agent.local import client
-from tests import builders, kernel
+from tests import builders, kernel, patience
 from tests.agent import live_agent
 from tests.apiserver import ApiServer
 
-from .asking import PATIENCE, ask
-from .test_commands import NODE, ON_NODE, SLICE, WEB, Running, _eventually, _listed
+from .in_process import netagent
+from .test_commands import NODE, ON_NODE, SLICE, WEB, Running, _listed
 
 NOBODY = 65534
 GROUP = 54321
@@ -33,7 +33,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def _healthy() -> bool:
-    return ask("status").code == 0
+    return netagent("status").returncode == 0
 
 
 def _screen(text: str) -> dict[str, list[str]]:
@@ -51,9 +51,9 @@ def _screen(text: str) -> dict[str, list[str]]:
 @kernel.isolated
 def test_a_healthy_agent_shows_all_of_itself_on_one_screen(directory: Path) -> None:
     with Running(directory) as running:
-        _eventually(_healthy, PATIENCE)
-        said = ask("status")
-        assert (said.code, said.stderr) == (0, "")
+        patience.until(_healthy)
+        said = netagent("status")
+        assert (said.returncode, said.stderr) == (0, "")
         screen = _screen(said.stdout)
         assert screen["Agent"][0] == "healthy"
         assert f"process {running.process.pid}" in screen["Agent"][1]
@@ -69,14 +69,14 @@ def test_a_healthy_agent_shows_all_of_itself_on_one_screen(directory: Path) -> N
 @kernel.isolated
 def test_programs_get_all_of_it_as_json_or_yaml(directory: Path) -> None:
     with Running(directory) as running:
-        _eventually(_healthy, PATIENCE)
-        document = json.loads(ask("status", "-o", "json").stdout)
+        patience.until(_healthy)
+        document = json.loads(netagent("status", "-o", "json").stdout)
         assert document["healthy"] is True
         agent = document["agent"]
         assert (agent["pid"], agent["nodeName"], agent["inSync"]) == (running.process.pid, "node-1", True)
         assert agent["syncs"]["lastChange"]["operations"] > 0
         assert agent["counts"] == {"services": 1, "frontends": 1, "endpoints": 2}
-        assert yaml.safe_load(ask("status", "-o", "yaml").stdout)["agent"]["started"] == agent["started"]
+        assert yaml.safe_load(netagent("status", "-o", "yaml").stdout)["agent"]["started"] == agent["started"]
 
 
 @kernel.isolated
@@ -85,33 +85,33 @@ def test_bad_objects_are_named_and_a_source_that_has_gone_is_exit_code_1(directo
     bad["spec"]["ports"][0]["port"] = 70000
     (directory / "bad.json").write_bytes(builders.as_json(bad))
     with Running(directory):
-        _eventually(_healthy, PATIENCE)
-        (line,) = _screen(ask("status").stdout)["Quarantine"]
+        patience.until(_healthy)
+        (line,) = _screen(netagent("status").stdout)["Quarantine"]
         assert line.startswith("Service default/bad: spec.ports[0].port: 70000")
         directory.rename(directory.with_name("elsewhere"))
-        _eventually(lambda: not _healthy(), PATIENCE)
-        said = ask("status")
-        assert said.code == 1
+        patience.until(lambda: not _healthy())
+        said = netagent("status")
+        assert said.returncode == 1
         (trouble,) = _screen(said.stdout)["Trouble"]
         assert trouble.startswith(f"{directory} is not in sync: cannot read manifests")
         directory.with_name("elsewhere").rename(directory)
-        _eventually(_healthy, PATIENCE)
+        patience.until(_healthy)
 
 
 @kernel.isolated
 def test_without_an_agent_the_kernel_alone_tells_and_the_exit_code_is_10(directory: Path) -> None:
-    nothing = ask("status")
-    assert nothing.code == 10
+    nothing = netagent("status")
+    assert nothing.returncode == 10
     assert "NONE: no agent runs" in nothing.stdout
     assert "no Service is served here" in nothing.stdout
-    assert ask("sync", "-f", directory, *ON_NODE).code == 0
-    left = ask("status")
-    assert left.code == 10
+    assert netagent("sync", "-f", directory, *ON_NODE).returncode == 0
+    left = netagent("status")
+    assert left.returncode == 10
     screen = _screen(left.stdout)
     assert screen["Serves"] == ["1 frontend with 2 places for endpoints"]
     assert screen["Mode iptables"] == ["no rules of ours"]
     assert screen["Trouble"] == ["these rules serve, and follow no change until an agent runs"]
-    document = json.loads(ask("status", "-o", "json").stdout)
+    document = json.loads(netagent("status", "-o", "json").stdout)
     assert (document["healthy"], document["agent"]) == (False, None)
     assert [(table["family"], table["present"], table["frontends"]) for table in document["tables"]] == [
         ("ip", True, 1),
@@ -126,11 +126,11 @@ def test_an_agent_that_hangs_does_not_answer_and_the_kernel_is_shown(
     from netagent.cli import status
 
     with Running(directory) as running:
-        _eventually(_healthy, PATIENCE)
+        patience.until(_healthy)
         running.process.send_signal(signal.SIGSTOP)
         monkeypatch.setattr(status, "_SECONDS", 0.2)
-        said = ask("status")
-        assert said.code == 1
+        said = netagent("status")
+        assert said.returncode == 1
         assert said.stdout.splitlines()[0].split()[:3] == ["Agent", "NO", "ANSWER:"]
         assert "1 frontend" in said.stdout
 
@@ -141,8 +141,8 @@ def test_on_a_cluster_every_kind_is_a_source_with_its_age_and_health_is_what_hea
     bad = builders.service_manifest("bad", cluster_ip="10.96.5.5")
     bad["spec"]["ports"][0]["port"] = 70000
     with ApiServer(live_agent.small_cluster(bad, services=3)) as server, live_agent.Agent(server.url):
-        _eventually(_healthy, PATIENCE)
-        told = json.loads(ask("status", "-o", "json").stdout)["agent"]
+        patience.until(_healthy)
+        told = json.loads(netagent("status", "-o", "json").stdout)["agent"]
         assert [source["name"] for source in told["sources"]] == ["EndpointSlice", "Node", "Service", "ServiceCIDR"]
         assert all(source["inSync"] and source["age"] is not None for source in told["sources"])
         assert told["health"] == {"healthy": True, "ready": True, "nodeEligible": True, "sound": True}
@@ -150,11 +150,11 @@ def test_on_a_cluster_every_kind_is_a_source_with_its_age_and_health_is_what_hea
         assert [(one["kind"], one["name"], one["field"]) for one in told["quarantine"]] == [
             ("Service", "bad", "spec.ports[0].port")
         ]
-        live = json.loads(ask("get", "services", "s0", "-o", "json").stdout)
+        live = json.loads(netagent("get", "services", "s0", "-o", "json").stdout)
         assert (live["origin"], live["items"][0]["used"]) == ("agent", 1)
         server.refuse()
-        _eventually(lambda: not _healthy(), PATIENCE)
-        troubles = json.loads(ask("status", "-o", "json").stdout)["agent"]["troubles"]
+        patience.until(lambda: not _healthy())
+        troubles = json.loads(netagent("status", "-o", "json").stdout)["agent"]["troubles"]
         assert all("cannot be followed" in trouble for trouble in troubles)
 
 
@@ -201,7 +201,7 @@ def test_another_user_is_refused_and_a_member_of_the_group_is_answered(directory
         f'netagent: {{socketGroup: "{GROUP}"}}\n'
     )
     with Running(directory, "--config", str(config)):
-        _eventually(_healthy, PATIENCE)
+        patience.until(_healthy)
         refused = _as_nobody(lambda: str(client.ask("/status")))
         assert refused.startswith("PrivilegeError: ")
         assert "netagent.socketGroup" in refused
@@ -226,7 +226,7 @@ def test_nobody_without_rights_can_pose_as_the_agent() -> None:
         os.read(ready, 1)
         with pytest.raises(errors.PrivilegeError, match=f"process {child} of user {NOBODY} .* is not believed"):
             client.ask("/status")
-        assert ask("status").code == 4
+        assert netagent("status").returncode == 4
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -15,10 +15,11 @@ from netagent.agent import arrivals
 from netagent.cli import top
 from netagent.model import addresses, objects
 from netagent.model.addresses import Protocol
-from tests import builders, kernel
+from tests import builders, kernel, patience
 
-from .asking import PATIENCE, Server, ask, become_host, connect
+from .in_process import netagent
 from .test_commands import NETAGENT, NODE, ON_NODE, WEB, _listed
+from .traffic import Server, become_host, connect
 
 ENDPOINTS = ("10.180.0.1", "10.180.0.2")
 SLICE = builders.slice_manifest("web", *ENDPOINTS)
@@ -29,7 +30,7 @@ def _serve(tmp_path: Path) -> list[Server]:
     """A Service with two endpoints that answer, and one with none, in the kernel; no agent."""
     become_host(*ENDPOINTS)
     (tmp_path / "all.json").write_bytes(_listed(WEB, SLICE, NODE, DNS))
-    assert ask("sync", "-f", tmp_path, *ON_NODE).code == 0
+    assert netagent("sync", "-f", tmp_path, *ON_NODE).returncode == 0
     return [Server(address, 8080) for address in ENDPOINTS]
 
 
@@ -64,11 +65,11 @@ def test_once_prints_plain_lines_that_show_the_traffic(tmp_path: Path) -> None:
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        said = ask("top", "--once", "--interval", "1", "--endpoints")
+        said = netagent("top", "--once", "--interval", "1", "--endpoints")
     finally:
         stop.set()
         thread.join()
-    assert said.code == 0
+    assert said.returncode == 0
     lines = said.stdout.splitlines()
     assert lines[0].split() == ["SERVICE", "PORT", "CONN/S", "SHARE", "TOTAL", "ENDP", "MAX/MEAN"]
     name, per_second, share, total, endpoints, _ = lines[1].split()
@@ -82,8 +83,8 @@ def test_once_prints_plain_lines_that_show_the_traffic(tmp_path: Path) -> None:
 @kernel.isolated
 def test_a_namespace_without_connections_is_an_empty_table(tmp_path: Path) -> None:
     _serve(tmp_path)
-    said = ask("top", "--once", "--interval", "0.1", "-n", "kube-system")
-    assert said.code == 0
+    said = netagent("top", "--once", "--interval", "0.1", "-n", "kube-system")
+    assert said.returncode == 0
     assert len(said.stdout.splitlines()) == 1
     assert "no new connections to any of 2 Service ports" in said.stderr
 
@@ -106,8 +107,8 @@ def test_names_and_namespace_choose_services(names: tuple[str, ...], namespace: 
 
 @kernel.isolated
 def test_where_nothing_is_ours_top_ends_with_exit_code_10() -> None:
-    said = ask("top", "--once", "--interval", "0.1")
-    assert (said.code, said.stdout) == (10, "")
+    said = netagent("top", "--once", "--interval", "0.1")
+    assert (said.returncode, said.stdout) == (10, "")
 
 
 @kernel.isolated
@@ -143,7 +144,7 @@ def test_a_terminal_of_80_columns_gets_a_live_table(tmp_path: Path) -> None:
     try:
         while b"MAX/MEAN" not in text or b"default/web/TCP" not in text:
             connect("10.96.0.1", 80, 1)
-            readable, _, _ = select.select([ours], [], [], PATIENCE)
+            readable, _, _ = select.select([ours], [], [], patience.HANGS)
             assert readable, f"nothing more is shown: {text!r}"
             text += os.read(ours, 65536)
         assert b"new connections/s to 2 Service ports" in text
@@ -177,7 +178,7 @@ def test_long_work_shows_itself_on_a_terminal_and_nowhere_else() -> None:
         "print('done')\n"
     )
     quiet = subprocess.run(
-        [sys.executable, "-c", script], input=b"\n", capture_output=True, timeout=PATIENCE, check=True
+        [sys.executable, "-c", script], input=b"\n", capture_output=True, timeout=patience.HANGS, check=True
     )
     assert (quiet.stdout, quiet.stderr) == (b"done\n", b"")
     ours, theirs = os.openpty()
@@ -188,10 +189,10 @@ def test_long_work_shows_itself_on_a_terminal_and_nowhere_else() -> None:
     text = b""
     try:
         while b"planning 44000 Services" not in text:
-            readable, _, _ = select.select([ours], [], [], PATIENCE)
+            readable, _, _ = select.select([ours], [], [], patience.HANGS)
             assert readable, f"nothing more is shown: {text!r}"
             text += os.read(ours, 65536)
-        out, _ = shown.communicate(b"\n", timeout=PATIENCE)
+        out, _ = shown.communicate(b"\n", timeout=patience.HANGS)
         assert out == b"done\n"
     finally:
         shown.kill()

@@ -1,36 +1,12 @@
-"""Commands within the test's own process, and packets for them to count. For tests under `kernel.isolated`.
-
-Within the process, because a command of its own takes half a second to start, and a test asks many.
-"""
+"""A host with packets for the kernel to count. For tests under `kernel.isolated`."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import threading
-from typing import NamedTuple
 
-from click.testing import CliRunner
-
-from netagent.cli import main
-
-PATIENCE = 60.0
-
-
-class Said(NamedTuple):
-    """What a command printed, and its exit code."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-
-def ask(*arguments: object) -> Said:
-    """Run a command with standard output that is no terminal."""
-    result = CliRunner().invoke(main.main, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Said(result.exit_code, result.stdout, result.stderr)
+from tests import patience
 
 
 def become_host(*endpoints: str) -> None:
@@ -38,7 +14,7 @@ def become_host(*endpoints: str) -> None:
     commands = ["link set lo up", *(f"addr add {address}/32 dev lo" for address in endpoints)]
     # Where a packet would go if nobody translated it; what is translated takes another route.
     for command in (*commands, "route add 10.96.0.0/12 dev lo"):
-        subprocess.run(["ip", *command.split()], check=True, timeout=PATIENCE)
+        subprocess.run(["ip", *command.split()], check=True, timeout=patience.HANGS)
 
 
 class Server:
@@ -59,5 +35,5 @@ class Server:
 def connect(address: str, port: int, times: int) -> None:
     """Connect so many times, one after the other, and wait each time until the server has closed."""
     for _ in range(times):
-        with socket.create_connection((address, port), timeout=PATIENCE) as connected:
+        with socket.create_connection((address, port), timeout=patience.HANGS) as connected:
             connected.recv(1)
