@@ -24,6 +24,7 @@ from netagent.nftables import readback, tables, transaction, wire
 from netagent.plan import frontends
 from netagent.source import manifests
 from netagent.source.api import events, recorder
+from netagent.source.kinds import Kind
 from tests import builders, kernel
 from tests.agent import test_announcing
 from tests.fuzz import strategies
@@ -204,7 +205,7 @@ def test_an_event_says_it_in_one_printable_sentence(found: list[builders.Manifes
         for one in reading_of(found).quarantined
         if (kind := one.key and one.key[0])
     ]
-    bad.append(events.Quarantined(manifests.Kind.SERVICE, "default", "web", "spec", reason))
+    bad.append(events.Quarantined(Kind.SERVICE, "default", "web", "spec", reason))
     world.hear(*bad)
     recorded = world.take()
     assert recorded

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.fuzz import corpora, mutations, targets
 
 KEPT = [(name, path) for name in targets.names() for path in corpora.kept(name)]
-_EXAMPLES = 60
+_EXAMPLES = 25
 
 
 @pytest.mark.parametrize(("name", "path"), KEPT, ids=[f"{name}/{path.name}" for name, path in KEPT])
