@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from netagent.errors import SourceError
 from netagent.model import objects
-from netagent.source import decode, tree, wire, yaml_documents
-from netagent.source.faults import BadObject, Remark, quoted, sentence
-from netagent.source.json_text import decoded
-from netagent.source.kinds import Kind, ObjectKey, key_for, kind_named, object_key
-from netagent.source.yaml_documents import BadText
+from netagent.source import tree
+from netagent.source.faults import Remark
+from netagent.source.file_content import Content, read_content
+from netagent.source.file_content import Quarantined as Quarantined
+from netagent.source.kinds import ObjectKey, object_key
 
 STDIN = "-"
 STDIN_ORIGIN = "<stdin>"
-
-MAX_LIST_DEPTH = 8
-# Broken JSON is tried as YAML (whose flow style looks like it) only up to this size: a YAML parser needs a second a
-# megabyte, and nobody writes that much flow style by hand.
-MAX_FLOW_YAML = 1_000_000
-
-_BOM = b"\xef\xbb\xbf"
-_BLANKS = b" \t\r\n"
-
-
-class Quarantined(msgspec.Struct, frozen=True):
-    """An object, a document or a whole file that was set aside.
-
-    `origin` is the file, `document` counts its documents from 0, `item` is the place in a list ("items[3]",
-    "" when the object is no list item). `kind`, `namespace`, `name` and `field` are "" as far as they are
-    unknown. With `unparsed` the text itself could not be read, so that nobody knows which objects it holds;
-    `line` counts from 1.
-    """
-
-    origin: str
-    document: int = 0
-    item: str = ""
-    kind: str = ""
-    namespace: str = ""
-    name: str = ""
-    field: str = ""
-    reason: str = ""
-    line: int | None = None
-    unparsed: bool = False
-
-    @property
-    def key(self) -> ObjectKey | None:
-        """The key of the object, None when it is unknown."""
-        kind = kind_named(self.kind, "") if self.name else None
-        return key_for(kind, self.namespace, self.name) if kind else None
-
-    def __str__(self) -> str:
-        origin = self.origin if self.origin.isprintable() else quoted(self.origin)
-        place = f"{origin}:{self.line}" if self.line else f"{origin}, document {self.document + 1}"
-        if self.item:
-            place += f", {self.item}"
-        return f"{place}: {sentence(self.kind, self.namespace, self.name, self.field, self.reason)}"
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +28,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 
     `objects` are in the order of the source, at most one for each key; `origins` tells which file each came
     from. `kept` are the keys of those objects that are versions of the previous reading, because their new
-    ones are bad or cannot be read. `ignored` counts objects of other kinds.
+    ones are bad or cannot be read. `ignored` counts objects of other kinds. `files` are those of a directory that the
+    next reading need not read again unless they change.
     """
 
     objects: tuple[objects.Object, ...] = ()
@@ -80,6 +38,14 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     remarks: tuple[Remark, ...] = ()
     ignored: int = 0
     kept: frozenset[ObjectKey] = frozenset()
+    files: Mapping[str, RememberedFile] = {}
+
+
+class RememberedFile(NamedTuple):
+    """A file as it was when it was read: what tells that it is still the same, and what it held."""
+
+    stamp: tree.Stamp
+    content: Content
 
 
 def read(path: str | os.PathLike[str], *, stdin: BinaryIO | None = None, previous: Reading | None = None) -> Reading:
@@ -87,18 +53,19 @@ def read(path: str | os.PathLike[str], *, stdin: BinaryIO | None = None, previou
 
     A bad object costs itself, a bad YAML document or a bad file in a directory costs the objects in it; all
     are in `quarantined`. With a `previous` reading what is bad now stays as it was then (fail static); what
-    is gone is gone. SourceError when the path itself cannot be read.
+    is gone is gone; and files of a directory that are as they were are not read again. SourceError when the path
+    itself cannot be read.
     """
-    reader = _Reader()
+    reader = _Reader(previous.files if previous else {})
     if os.fspath(path) == STDIN:
-        reader.read_bytes(STDIN_ORIGIN, (stdin or sys.stdin.buffer).read())
+        reader.add(read_content(STDIN_ORIGIN, (stdin or sys.stdin.buffer).read()))
         return reader.reading(previous)
     top = Path(path)
     try:
         if top.is_dir():
             reader.read_directory(top, frozenset())
         else:
-            reader.read_bytes(str(top), top.read_bytes())
+            reader.add(read_content(str(top), top.read_bytes()))
     except OSError as error:
         raise SourceError(f"cannot read manifests from {top}: {error.strerror or error}") from error
     except ValueError as error:  # an embedded null byte
@@ -106,23 +73,12 @@ def read(path: str | os.PathLike[str], *, stdin: BinaryIO | None = None, previou
     return reader.reading(previous)
 
 
-class _Header(NamedTuple):
-    kind: str
-    api_version: str
-    items: list[Any] | None
-
-
-class _Form(NamedTuple):
-    """How to look into one representation of objects."""
-
-    header: Callable[[Any], _Header]
-    decode: Callable[[Kind, Any, list[Remark]], objects.Object]
-
-
 class _Reader:
-    """Collects objects and faults from any number of files; then `reading` tells the result."""
+    """Puts together what any number of files hold; then `reading` tells the result."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered: Mapping[str, RememberedFile]) -> None:
+        self._remembered = remembered
+        self._files: dict[str, RememberedFile] = {}
         self._objects: dict[ObjectKey, objects.Object] = {}
         self._origins: dict[ObjectKey, str] = {}
         self._quarantined: list[Quarantined] = []
@@ -138,6 +94,7 @@ class _Reader:
             remarks=tuple(self._remarks),
             ignored=self._ignored,
             kept=kept,
+            files=self._files,
         )
 
     def _keep_from(self, previous: Reading) -> frozenset[ObjectKey]:
@@ -169,198 +126,36 @@ class _Reader:
                 if entry.directory:
                     self.read_directory(entry.path, above | {here})
                 elif entry.manifest:
-                    if not stat.S_ISREG(entry.path.stat().st_mode):
-                        raise OSError("is not a regular file")
-                    self.read_bytes(str(entry.path), entry.path.read_bytes())
+                    self._read_file(entry.path)
             except OSError as error:
                 reason = f"cannot be read: {error.strerror or error}"
-                self._set_aside(Quarantined(str(entry.path), reason=reason, unparsed=True))
+                self._quarantined.append(Quarantined(str(entry.path), reason=reason, unparsed=True))
 
-    def read_bytes(self, origin: str, data: bytes) -> None:
-        """Read the documents of a file."""
-        if data.startswith(_BOM):
-            data = data[len(_BOM) :]
-        if data[:4096].lstrip(_BLANKS).startswith(b"{"):
-            try:
-                header = _json_header(data)
-            except (ValueError, RecursionError):
-                pass  # several documents, YAML's flow style, or broken: take it apart
-            else:
-                self._walk(_JSON, data, Quarantined(origin), header=header)
-                return
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            self._set_aside(Quarantined(origin, reason="is not UTF-8 text", line=line, unparsed=True))
-            return
-        for index, document in enumerate(yaml_documents.split(text)):
-            self._read_document(Quarantined(origin, document=index), document)
+    def _read_file(self, path: Path) -> None:
+        """Read a file of a directory, or take it as it was when it is still the same."""
+        origin = str(path)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError("is not a regular file")
+        stamp = tree.stamp_of(status)
+        settled = tree.is_settled(stamp)
+        known = self._remembered.get(origin)
+        if known is None or known.stamp != stamp:
+            known = RememberedFile(stamp, read_content(origin, path.read_bytes()))
+        if settled:
+            self._files[origin] = known
+        self.add(known.content)
 
-    def _read_document(self, where: Quarantined, document: yaml_documents.Document) -> None:
-        body = document.text.removeprefix("---").lstrip()
-        values: list[bytes] = []
-        problem: BadText | None = None
-        only_json = False
-        if body.startswith("{"):
-            above = document.text.count("\n", 0, len(document.text) - len(body))
-            values, problem = _json_values(body, document.line + above)
-            only_json = problem is None or where.origin.endswith(".json") or len(body) > MAX_FLOW_YAML
-        if not only_json:
-            try:
-                value = yaml_documents.load(document)
-            except BadText as bad:
-                problem = problem if values else bad
-            else:
-                if value is not None:
-                    self._walk(_PLAIN, value, where)
-                return
-        for one in values:
-            self._walk(_JSON, one, where)
-        if problem is not None:
-            language = "JSON" if values or only_json else "YAML"
-            reason = f"is not valid {language}: {problem.reason}"
-            self._set_aside(msgspec.structs.replace(where, reason=reason, line=problem.line, unparsed=True))
-
-    # --- objects -------------------------------------------------------------------------------------------
-
-    def _walk(
-        self,
-        form: _Form,
-        value: Any,
-        where: Quarantined,
-        *,
-        header: _Header | None = None,
-        list_kind: str = "",
-        list_version: str = "",
-        depth: int = 0,
-    ) -> None:
-        """Take an object, or the items of a list; `list_kind` and `list_version` are what a typed list implies."""
-        try:
-            header = header or form.header(value)
-        except msgspec.ValidationError as error:
-            field, reason = decode.field_and_reason(error)
-            self._set_aside(msgspec.structs.replace(where, field=field, reason=reason))
-            return
-        except (ValueError, RecursionError) as error:
-            self._set_aside(msgspec.structs.replace(where, reason=str(error)))
-            return
-        kind_text = header.kind or list_kind
-        version = header.api_version or list_version
-        kind = kind_named(kind_text, version)
-        if kind is not None:
-            self._take(form, kind, value, where)
-        elif not kind_text:
-            self._set_aside(msgspec.structs.replace(where, field="kind", reason="is missing"))
-        elif header.items is not None and depth >= MAX_LIST_DEPTH:
-            self._set_aside(msgspec.structs.replace(where, reason="has too many lists in lists"))
-        elif header.items is not None:
-            item_kind = kind_text.removesuffix("List")
-            for index, item in enumerate(header.items):
-                place = f"{where.item}.items[{index}]".removeprefix(".")
-                self._walk(
-                    form,
-                    item,
-                    msgspec.structs.replace(where, item=place),
-                    list_kind=item_kind,
-                    list_version=version if item_kind else "",
-                    depth=depth + 1,
-                )
-        elif kind_text != "List":
-            self._ignored += 1
-
-    def _take(self, form: _Form, kind: Kind, value: Any, where: Quarantined) -> None:
-        remarks: list[Remark] = []
-        try:
-            item = form.decode(kind, value, remarks)
-        except BadObject as bad:
-            self._set_aside(
-                msgspec.structs.replace(
-                    where,
-                    kind=bad.kind.value,
-                    namespace=bad.namespace,
-                    name=bad.name,
-                    field=bad.field,
-                    reason=bad.reason,
-                )
-            )
-            return
-        key = object_key(item)
-        if key in self._objects:
-            namespace = getattr(item, "namespace", "")
-            reason = f"is defined twice; this one replaces the one in {self._origins[key]}"
-            remarks.append(Remark(kind, namespace, item.name, "", reason))
-            del self._objects[key]
-        self._objects[key] = item
-        self._origins[key] = where.origin
-        self._remarks += [msgspec.structs.replace(remark, origin=where.origin) for remark in remarks]
-
-    def _set_aside(self, quarantined: Quarantined) -> None:
-        self._quarantined.append(quarantined)
-
-
-# --- the two forms -----------------------------------------------------------------------------------------
-
-_header_decoder = msgspec.json.Decoder(wire.Header)
-_list_header_decoder = msgspec.json.Decoder(wire.ListHeader)
-
-
-def _json_header(data: bytes | msgspec.Raw) -> _Header:
-    try:
-        raw = decoded(_list_header_decoder, data)
-    except msgspec.ValidationError:
-        header = decoded(_header_decoder, data)
-        if header.kind == "List":
-            raise
-        return _Header(header.kind or "", header.api_version or "", None)  # its `items` are no list, as is its right
-    kind = raw.kind or ""
-    is_list = kind.endswith("List") and not isinstance(raw.items, msgspec.UnsetType)
-    return _Header(kind, raw.api_version or "", list(raw.items or ()) if is_list else None)
-
-
-def _plain_header(value: Any) -> _Header:
-    if not isinstance(value, dict):
-        raise msgspec.ValidationError(f"Expected `object`, got `{type(value).__name__}`")
-    texts = []
-    for field in ("kind", "apiVersion"):
-        text = value.get(field)
-        if not isinstance(text, str | None):
-            raise msgspec.ValidationError(f"Expected `str`, got `{type(text).__name__}` - at `$.{field}`")
-        texts.append(text or "")
-    kind, version = texts
-    items = None
-    if kind.endswith("List") and "items" in value:
-        items = [] if value["items"] is None else value["items"]
-        if not isinstance(items, list):
-            if kind == "List":
-                raise msgspec.ValidationError("Expected `array` - at `$.items`")
-            items = None
-    return _Header(kind, version, items)
-
-
-_JSON = _Form(_json_header, decode.decode)
-_PLAIN = _Form(_plain_header, decode.convert)
-
-
-def _json_values(text: str, first_line: int) -> tuple[list[bytes], BadText | None]:
-    """The JSON values that follow each other in a text, up to the first problem."""
-    decoder = json.JSONDecoder()
-    values: list[bytes] = []
-    start = 0
-    while start < len(text):
-        try:
-            _, end = decoder.raw_decode(text, start)
-        except json.JSONDecodeError as error:
-            return values, BadText(error.msg, first_line + text.count("\n", 0, error.pos))
-        except (ValueError, RecursionError):
-            reason = "nested too deeply, or a number too long"
-            return values, BadText(reason, first_line + text.count("\n", 0, start))
-        values.append(text[start:end].encode())
-        start = _after_blanks(text, end)
-    return values, None
-
-
-def _after_blanks(text: str, start: int) -> int:
-    while start < len(text) and text[start] in " \t\r\n":
-        start += 1
-    return start
+    def add(self, content: Content) -> None:
+        """Take over what a file holds."""
+        for key, item, origin, remarks in content.taken:
+            self._remarks += remarks
+            if key in self._objects:
+                reason = f"is defined twice; this one replaces the one in {self._origins[key]}"
+                namespace = getattr(item, "namespace", "")
+                self._remarks.append(Remark(key[0], namespace, item.name, "", reason, origin))
+                del self._objects[key]
+            self._objects[key] = item
+            self._origins[key] = origin
+        self._quarantined += content.quarantined
+        self._ignored += content.ignored

@@ -174,6 +174,8 @@ class Store:
 
     def _set_service(self, name: ServiceName, service: Service | None) -> bool:
         before = self._services.get(name)
+        if before is service:
+            return False
         if service is None:
             self._services.pop(name, None)
         else:
@@ -184,7 +186,10 @@ class Store:
         return True
 
     def _set_slice(self, key: tuple[str, str], item: EndpointSlice | None) -> bool:
-        before = self._slices.pop(key, None)
+        before = self._slices.get(key)
+        if before is item:
+            return False
+        self._slices.pop(key, None)
         if item is not None:
             self._slices[key] = item
         owner_before = before.service if before is not None else None

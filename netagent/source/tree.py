@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 SUFFIXES = (".yaml", ".yml", ".json")
+# Two writes within one tick of the clock that files are stamped by look the same, and that of another host may be off.
+_SETTLED_SECONDS = 2.0
+
+
+class Stamp(NamedTuple):
+    """What changes whenever a file does: which file it is, its size, and when it and its inode changed (ns)."""
+
+    device: int
+    inode: int
+    size: int
+    written_ns: int
+    changed_ns: int
 
 
 class Entry(NamedTuple):
@@ -41,3 +54,13 @@ def entries(directory: Path) -> list[Entry]:
 def is_hidden(name: str) -> bool:
     """Whether a name is hidden from us."""
     return name.startswith(".")
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    """The stamp of a file."""
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def is_settled(stamp: Stamp) -> bool:
+    """Whether a file has been left alone for long enough that the next change to it gives another stamp."""
+    return time.time_ns() - max(stamp.written_ns, stamp.changed_ns) > _SETTLED_SECONDS * 1e9

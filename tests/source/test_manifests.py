@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from netagent.errors import SourceError
-from netagent.source import manifests
+from netagent.source import file_content, manifests, tree
 from netagent.source.kinds import Kind, ObjectKey, object_key
 from tests import builders
 
@@ -247,8 +247,8 @@ def test_a_subdirectory_that_turned_unreadable_keeps_all_its_objects(tmp_path: P
     (tmp_path / "sub" / "a.yaml").write_text(as_yaml(web))
     first = manifests.read(tmp_path)
     unreadable = manifests.Quarantined(str(tmp_path / "sub"), reason="cannot be read", unparsed=True)
-    reader = manifests._Reader()
-    reader._set_aside(unreadable)
+    reader = manifests._Reader({})
+    reader.add(file_content.Content((), (unreadable,), 0))
     assert reader.reading(first).kept == {WEB}
 
 
@@ -260,3 +260,50 @@ def test_an_object_that_moved_to_another_file_is_not_kept_twice(tmp_path: Path) 
     second = manifests.read(tmp_path, previous=first)
     assert second.objects == (builders.service("web", cluster_ips=["10.96.0.9"]),)
     assert second.kept == frozenset()
+
+
+def test_a_file_that_is_as_it_was_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.yaml").write_text(as_yaml(web, bad_web | {"metadata": {"name": "bad"}}, config_map))
+    (tmp_path / "b.yaml").write_text(as_yaml(api))
+    for name in ("a.yaml", "b.yaml"):
+        _age(tmp_path / name)
+    monkeypatch.setattr(tree, "is_settled", lambda stamp: True)
+    first = manifests.read(tmp_path)
+    read: list[str] = []
+    taken_apart = manifests.read_content
+    monkeypatch.setattr(manifests, "read_content", lambda name, data: read.append(name) or taken_apart(name, data))
+    (tmp_path / "b.yaml").write_text(as_yaml(builders.service_manifest("api", cluster_ip="10.96.0.7")))
+    second = manifests.read(tmp_path, previous=first)
+    assert read == [str(tmp_path / "b.yaml")]
+    fresh = manifests.read(tmp_path)
+    assert (second.objects, second.quarantined, second.ignored) == (fresh.objects, fresh.quarantined, fresh.ignored)
+    assert second.objects[0] is first.objects[0]
+    (tmp_path / "a.yaml").unlink()
+    assert set(keys(manifests.read(tmp_path, previous=second))) == {API}
+
+
+def test_a_file_that_is_still_being_written_is_read_again(tmp_path: Path) -> None:
+    """Within one tick of the file system's clock a second write changes no stamp."""
+    path = tmp_path / "a.yaml"
+    path.write_text(as_yaml(builders.service_manifest("web", cluster_ip="10.96.0.1")))
+    first = manifests.read(tmp_path)
+    status = path.stat()
+    path.write_text(as_yaml(builders.service_manifest("web", cluster_ip="10.96.0.2")))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert manifests.read(tmp_path, previous=first).objects == (builders.service("web", cluster_ips=["10.96.0.2"]),)
+
+
+def test_a_file_is_settled_when_it_was_left_alone_for_some_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("")
+    stamp = tree.stamp_of(path.stat())
+    assert not tree.is_settled(stamp)
+    long_ago = stamp.written_ns - 10**10
+    assert tree.is_settled(stamp._replace(written_ns=long_ago, changed_ns=long_ago))
+    assert not tree.is_settled(stamp._replace(written_ns=long_ago))
+    assert not tree.is_settled(stamp._replace(changed_ns=long_ago))
+
+
+def _age(path: Path) -> None:
+    """Make a file look old, as far as one can."""
+    os.utime(path, (1, 1))
