@@ -20,11 +20,14 @@ def story_of(world: World, target: ServiceTarget, text: str, client: Client | No
         return _of_rules(world, target, text, client) if world.kernel_only else _unknown(world, target, text)
     headline = _headline(service)
     notes = tuple(_notes(world, service))
+    client_family = _family(client)
     reason = _not_here(world, service) or _port_reason(world, service, target)
+    if not reason and client_family and client_family not in world.families:
+        reason = family_not_served(world, [client_family])
     if reason:
         return Story(target=text, headline=headline, reason=reason, notes=notes)
     wanted = [port for port in service.ports if _is_wanted(port, target)]
-    families = [client_family] if (client_family := _family(client)) else list(world.families)
+    families = [client_family] if client_family else list(world.families)
     claimed = services.frontends_of(service, world.slices_of(service.key), world.context, families)
     claims = [claim for claim in claimed if any(_is_of(claim, port) for port in wanted)]
     found: list[Part] = []
@@ -198,9 +201,15 @@ def family_not_served(world: World, wanted: Iterable[addresses.Family]) -> Reaso
     """Why nothing of these families is here."""
     names = " and ".join(sorted({family.value for family in wanted}))
     served = " and ".join(sorted(family.value for family in world.families))
+    if world.kernel_only:
+        return Reason(
+            cause=Cause.FAMILY_NOT_SERVED,
+            why=(f"the kernel has rules of netagent for {served} alone, and none for {names}",),
+            change=("netagent status", "netagent diff -f MANIFESTS"),
+        )
     return Reason(
         cause=Cause.FAMILY_NOT_SERVED,
-        why=(f"its addresses are {names}, and this netagent serves {served} alone (--family)",),
+        why=(f"{names} is not served here: this netagent serves {served} alone (--family)",),
         change=("start netagent without --family, which serves both families",),
     )
 

@@ -140,7 +140,7 @@ def _reason_lines(reason: Reason, indent: str, *, with_change: bool = True) -> I
     if reason.change and with_change:
         yield f"{indent}what to change:"
         for sentence in reason.change:
-            yield f"{indent}  {'$' if sentence.startswith('kubectl ') else '-'} {sentence}"
+            yield f"{indent}  {'$' if sentence.startswith(('kubectl ', 'netagent ')) else '-'} {sentence}"
 
 
 def _candidate_lines(candidates: tuple[Candidate, ...]) -> Iterator[str]:

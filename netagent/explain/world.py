@@ -12,6 +12,7 @@ from netagent.explain.facts import Facts
 from netagent.explain.story import Dialled, Source, SourceKind
 from netagent.model import addresses, objects
 from netagent.nftables import layout, readback, ruleset, tables, unwire, walk
+from netagent.nftables.constants import IFNAMSIZ
 from netagent.plan import forwarding, frontends
 from netagent.plan import node as nodes
 
@@ -240,7 +241,7 @@ def _interface(kind: SourceKind, local_pods: nodes.LocalPods | None) -> str:
         case SourceKind.POD, nodes.InputInterface(name):
             return name
         case SourceKind.POD, nodes.InputInterfacePrefix(prefix=name):
-            return f"{name}0"
+            return f"{name}0"[: IFNAMSIZ - 1]
         case _, nodes.InputInterfacePrefix(prefix=name) | nodes.InputInterface(name) if "eth0".startswith(name):
             return "uplink" if not "uplink".startswith(name) else "0"
         case _:

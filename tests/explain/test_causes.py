@@ -147,6 +147,20 @@ def test_a_pod_outside_the_pod_network_is_said_to_count_as_outside() -> None:
     assert "10.7.0.1 is not in 10.180.0.0/16, by which this node tells pods from others" in text
 
 
+@pytest.mark.parametrize("prefix", ["veth", "eth", "a-name_of.15-by"])
+def test_pods_are_told_by_their_interfaces_whatever_these_are_called(prefix: str) -> None:
+    seen = world_of(
+        builders.service(),
+        builders.endpoint_slice("web", "10.180.0.1"),
+        detect_local_mode="InterfaceNamePrefix",
+        interface_name_prefix=prefix,
+    )
+    pod, outside = (text_of(story_of(seen, "10.96.0.1:80", client)) for client in (POD, OUTSIDE))
+    assert f"the client is one of the pods that this node tells by their interfaces, {prefix}..." in pod
+    assert "the client's own address" in pod
+    assert "this node's address instead of the client's" in outside
+
+
 # No endpoint ------------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +491,10 @@ def test_a_family_that_is_not_served() -> None:
     seen = world_of(service, builders.endpoint_slice("web", "10.180.0.1"), families=["IPv4"])
     explained(story_of(seen, "[fd00:10::1]:80"), Cause.FAMILY_NOT_SERVED, None, "IPv4 alone")
     assert "fd00:10::1 is not served" in text_of(story_of(seen, "web"))
+    alien = story_of(seen, "web", "pod:fd00::7")
+    explained(alien, Cause.FAMILY_NOT_SERVED, None, "IPv6 is not served here")
+    lacking = story_of(simple(), "web", "pod:fd00::7")
+    explained(lacking, Cause.FAMILY_NOT_SERVED, None, "it has no IPv6 address")
     only6 = world_of(builders.service(cluster_ips=["fd00:10::1"]), families=["IPv4"])
     explained(story_of(only6, "web"), Cause.FAMILY_NOT_SERVED, None, "IPv6")
 
