@@ -6,10 +6,13 @@ import contextlib
 import http.client
 import os
 import platform
+import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -29,6 +32,8 @@ _SECONDS: Final = 20
 _HTTP_SECONDS: Final = 5.0
 _HTTP_BYTES: Final = 16 << 20
 _JOURNAL_LINES: Final = 2000
+_JOURNAL_BYTES: Final = 8 << 20
+_CHUNK_BYTES: Final = 1 << 16
 
 
 def versions() -> Iterator[str]:
@@ -148,27 +153,33 @@ def journal(unit: str) -> str:
     """The last lines of a unit's journal. UnsupportedError where there is no journal, or no such unit in it."""
     if shutil.which("journalctl") is None:
         raise errors.UnsupportedError("journalctl is not installed")
-    done = subprocess.run(
-        [
-            "journalctl",
-            "--unit",
-            unit,
-            "--lines",
-            str(_JOURNAL_LINES),
-            "--no-pager",
-            "--quiet",
-            "--output",
-            "short-iso",
-        ],
-        capture_output=True,
-        timeout=_SECONDS,
-        check=False,
-    )
-    said = done.stdout.decode("utf-8", "backslashreplace")
-    if done.returncode or not said.strip():
-        reason = " ".join(done.stderr.decode("utf-8", "replace").split())
-        raise errors.UnsupportedError(reason or f"the journal has no line of {unit}")
-    return said
+    command = ["journalctl", "--unit", unit, "--lines", str(_JOURNAL_LINES), "--no-pager", "--quiet"]
+    said = tail_of([*command, "--output", "short-iso"], most=_JOURNAL_BYTES, seconds=_SECONDS)
+    text = said.decode("utf-8", "backslashreplace")
+    if not text.strip():
+        raise errors.UnsupportedError(f"the journal has no line of {unit}, or none that this user may read")
+    return text
+
+
+def tail_of(command: Sequence[str], *, most: int, seconds: float) -> bytes:
+    """The last `most` bytes, or some more, that a program prints within `seconds`; then it is killed."""
+    kept: deque[bytes] = deque()
+    size = 0
+    until = time.monotonic() + seconds
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout is not None
+        poll = select.poll()
+        poll.register(running.stdout, select.POLLIN | select.POLLHUP)
+        while (left := until - time.monotonic()) > 0 and poll.poll(left * 1000):
+            chunk = os.read(running.stdout.fileno(), _CHUNK_BYTES)
+            if not chunk:
+                break
+            kept.append(chunk)
+            size += len(chunk)
+            while size - len(kept[0]) >= most:
+                size -= len(kept.popleft())
+        running.kill()
+    return b"".join(kept)
 
 
 def page(where: settings.SocketAddress, path: str) -> str:

@@ -12,6 +12,7 @@ from netagent.nftables import layout, netlink, readback, ruleset, unwire
 
 FAMILY: Final = {"ip": addresses.Family.IPV4, "ip6": addresses.Family.IPV6}
 _NFPROTO: Final = {"ip": c.NFPROTO_IPV4, "ip6": c.NFPROTO_IPV6, "inet": 1}  # NFPROTO_INET, linux/netfilter.h
+_MATCH_NAME, _MATCH_INFO = 1, 3  # linux/netfilter/nf_tables_compat.h
 _COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT of libnftnl
 
 
@@ -60,7 +61,8 @@ def read(door: netlink.NftablesSocket, families: Iterable[addresses.Family]) -> 
             if place.table == ruleset.TABLE_NAME and word in FAMILY:
                 canonical = readback.canonical(parts.get(c.NFTA_RULE_EXPRESSIONS, b""))
                 rule = unwire.rule_of(canonical, FAMILY[word], specs)
-            known[place] = Known(rule, comment_of(parts.get(c.NFTA_RULE_USERDATA, b"")))
+            comment = comment_of(parts.get(c.NFTA_RULE_USERDATA, b"")) or _comment_match(parts)
+            known[place] = Known(rule, comment)
     for family in wanted:
         actual = readback.read_table(door, family, specs)
         tables[family] = unwire.table_of(actual, specs).table
@@ -74,6 +76,19 @@ def comment_of(userdata: bytes) -> str:
         if kind == _COMMENT:
             return userdata[2 : 2 + size].rstrip(b"\0").decode("utf-8", "replace")
         userdata = userdata[2 + size :]
+    return ""
+
+
+def _comment_match(parts: dict[int, bytes]) -> str:
+    """The comment of a rule that iptables made: there it is a match of its own (struct xt_comment_info)."""
+    expressions = parts.get(c.NFTA_RULE_EXPRESSIONS, b"")
+    if b"comment\0" not in expressions:
+        return ""
+    for _, expression in netlink.attributes(expressions):
+        found = dict(netlink.attributes(expression))
+        data = dict(netlink.attributes(found.get(c.NFTA_EXPR_DATA, b"")))
+        if _text(found.get(c.NFTA_EXPR_NAME)) == "match" and _text(data.get(_MATCH_NAME)) == "comment":
+            return data.get(_MATCH_INFO, b"").split(b"\0")[0].decode("utf-8", "replace")
     return ""
 
 

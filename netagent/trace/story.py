@@ -57,6 +57,10 @@ class Packets:
         """Take note of an event."""
         arms = event.table == arming.TABLE and event.of_a_rule
         packet = self._known(event, arms=arms)
+        if packet is None and arms:
+            # The kernel's numbers are made of a packet's place in memory, which the next one may get.
+            for over in self._open:
+                over.ids.discard(event.packet)
         if packet is None and arms and self.begun < self._most:
             self.begun += 1
             packet = Packet(self.begun, event.chain)

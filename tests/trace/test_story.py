@@ -150,6 +150,9 @@ def test_the_number_of_a_packet_may_come_again_and_packets_of_others_are_passed_
     found = told([stranger, begin, end_of_chain, begin, end_of_chain], kernel.rules)
     assert [each.number for each in found] == [1, 2]
     assert len(told([begin, end_of_chain] * 5, kernel.rules, most=3)) == 3
+    # What a packet beyond the last one meets is none of the last one's, whatever its number.
+    (only,) = told([begin, begin, kernel.rule("refuse", 0, Verdict.DROP)], kernel.rules, most=1)
+    assert only.steps == ()
 
 
 def test_a_rule_that_is_gone_by_now_is_told_as_that() -> None:

@@ -24,6 +24,7 @@ _XTABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 # Tables of software that translates the addresses of its own containers only, beside any Service proxy.
 _GOOD_NEIGHBOURS: Final = re.compile(
     r"cni_hostport|cni_plugins_masquerade|netavark|docker-bridges|flannel-ipv[46]|kindnet.*|libvirt_network|calico"
+    r"|ovn-kubernetes|lxd|incus|io\.systemd\.nat"
 )
 # Chains by which network plugins have the traffic of pods accepted.
 _ACCEPTING: Final = (

@@ -59,7 +59,8 @@ def features(seen: Evidence) -> Iterator[findings.Finding]:
 
 def privileges(seen: Evidence) -> Iterator[findings.Finding]:
     """May we look at everything?"""
-    if not seen.privileged or seen.ruleset.unread or not seen.kernel.probed:
+    unprobed = not seen.kernel.probed and seen.wanted.mode is settings.Mode.NFTABLES
+    if not seen.privileged or seen.ruleset.unread or unprobed:
         facts = (seen.ruleset.unread,) if seen.ruleset.unread else ()
         yield findings.warning(
             "privileges",
