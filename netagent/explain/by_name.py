@@ -302,13 +302,14 @@ def _notes(world: World, service: objects.Service) -> Iterator[str]:
     if service.external_ips and not world.context.allow_external_ips:
         shown = remedies.listed([addresses.format_address(address) for address in service.external_ips])
         yield f"its external IPs ({shown}) are not served: {absent.EXTERNAL_IPS_OFF}"
-    facts = world.facts_of(name)
+    balanced = service.type is objects.ServiceType.LOAD_BALANCER
+    facts = world.facts_of(name) if balanced else None  # whose reading takes time
     for one in facts.ingress if facts else ():
         if one.mode == "Proxy" and one.ip:
             yield absent.proxy_mode(str(name), one.ip)
         elif one.hostname and not one.ip:
             yield f"its load balancer is known by the name {one.hostname} alone: there is no address to serve on nodes"
-    if service.type is objects.ServiceType.LOAD_BALANCER and not service.vips and not (facts and facts.ingress):
+    if balanced and not service.vips and not (facts and facts.ingress):
         yield "no load balancer address is served: status.loadBalancer.ingress has none yet, or none of ipMode VIP"
     if service.health_check_node_port:
         yield f"load balancers ask port {service.health_check_node_port} of each node whether it has a local endpoint"

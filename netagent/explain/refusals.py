@@ -49,11 +49,18 @@ def _elsewhere(world: World, subject: Subject) -> tuple[str, ...]:
     placed = sorted({endpoint.node for endpoint in usable.values() if endpoint.node})
     lost = sum(1 for endpoint in usable.values() if endpoint.node is None)
     why = [f"usable endpoints are on {remedies.listed(placed)}"] if placed else []
+    if world.node is None:
+        why.append(node_unknown(world))
     if lost:
         why.append(
             f"of {lost} usable endpoints the slices do not say on which node they are, so they count as elsewhere"
         )
     return tuple(why)
+
+
+def node_unknown(world: World) -> str:
+    """What to think of if there is no Node object of this node's name."""
+    return f"no Node object {world.context.name} is known: is that the name of this node?"
 
 
 def _outside_ranges(subject: Subject, ranges: tuple[addresses.Prefix, ...]) -> Reason:

@@ -124,6 +124,8 @@ def _why_these(world: World, source: Source, subject: Subject) -> tuple[str, ...
         why.append(f"topology hints: endpoints that are reserved for this node ({world.context.name})")
     elif found and found.topology.remark:
         why.append(f"topology hints: {found.topology.remark}")
+        if world.node is None:
+            why.append(refusals.node_unknown(world))
     return tuple(why)
 
 

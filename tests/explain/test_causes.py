@@ -258,6 +258,18 @@ def test_internal_policy_local_without_local_endpoint() -> None:
     assert "on node node-2: policy Local uses endpoints of this node (node-1) alone" in text_of(told)
 
 
+def test_a_node_of_another_name_is_suspected_where_nothing_is_local() -> None:
+    seen = world_of(
+        builders.service(internal_policy=TrafficPolicy.LOCAL),
+        builders.endpoint_slice("web", builders.endpoint("10.180.1.1", node="node-1.example.com")),
+        node=None,
+    )
+    told = story_of(seen, "web")
+    explained(
+        told, Cause.INTERNAL_LOCAL, Fate.DROPPED, "no Node object node-1 is known: is that the name of this node?"
+    )
+
+
 def test_external_policy_local_without_local_endpoint() -> None:
     seen = world_of(
         builders.service(
