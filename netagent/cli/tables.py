@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -15,20 +16,27 @@ from netagent.escaping import printable
 if TYPE_CHECKING:
     from rich.table import Table
 
-NOTHING = "-"
+NOTHING: Final = "-"
+# A comma within a list of things, and not one in a sentence.
+_LIST: Final = re.compile(r",(?=\S)")
 
 
 def show(headings: Sequence[str], rows: Iterable[Sequence[object]], *, with_headings: bool = True) -> None:
     """Print rows under headings, one line each, on standard output.
 
-    Numbers are set to the right, None and "" are a dash. On a terminal what does not fit is folded within its column;
-    a pipe gets whole lines of columns with two blanks or more between them, however long.
+    Numbers are set to the right, None and "" are a dash. On a terminal that is too narrow lists have a line for each
+    item; a pipe gets whole lines of columns with two blanks or more between them, however long.
     """
     cells = [[cell(value) for value in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console(highlight=False).print(table(headings, cells, with_headings=with_headings))
+        console = Console(highlight=False)
+        if _width(headings, cells) > console.width:
+            cells = [[_LIST.sub(",\n", text) for text in row] for row in cells]
+        # What is too wide all the same is the terminal's to break, as with kubectl.
+        console.width = max(console.width, _width(headings, cells))
+        console.print(table(headings, cells, with_headings=with_headings))
         return
     lines = columns([list(headings), *cells] if with_headings else cells)
     click.echo("".join(f"{line}\n" for line in lines), nl=False)
@@ -70,10 +78,18 @@ def table(headings: Sequence[str], cells: Sequence[Sequence[str]], *, with_headi
     made = Table(box=None, pad_edge=False, show_header=with_headings, header_style="bold", padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):
         numeric = _are_numbers(row[index] for row in cells)
-        made.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        made.add_column(heading, justify="right" if numeric else "left", no_wrap=True)
     for row in cells:
         made.add_row(*map(Text, row))
     return made
+
+
+def _width(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """The width of a table, as rich draws it."""
+    return sum(
+        max(len(line) for text in (heading, *(row[index] for row in cells)) for line in text.split("\n")) + 2
+        for index, heading in enumerate(headings)
+    )
 
 
 def _are_numbers(texts: Iterable[str]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 
 import pytest
 import yaml
@@ -93,3 +95,25 @@ def test_what_is_no_selector_is_an_error_that_names_the_fields(selector: str) ->
     with pytest.raises(errors.ConfigError, match="KEY one of kind, zone") as caught:
         selectors.selected(ROWS, selector, FIELDS)
     assert str(caught.value).isprintable()
+
+
+def test_a_narrow_terminal_gets_an_item_of_a_list_a_line_and_nothing_else_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    tables.show(
+        ("NAME", "ENDPOINTS", "NOTE"), [("a-very-long-name-of-a-service", ("10.0.0.1:80", "10.0.0.2:80"), "2, or 3")]
+    )
+    assert isinstance(sys.stdout, Terminal)
+    shown = sys.stdout.getvalue()
+    assert [line.split("  ") for line in map(str.strip, shown.splitlines()[1:])] == [
+        ["a-very-long-name-of-a-service", "10.0.0.1:80,", "2, or 3"],
+        ["10.0.0.2:80"],
+    ]
