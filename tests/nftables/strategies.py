@@ -7,6 +7,7 @@ the one before.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from hypothesis import strategies as st
@@ -33,11 +34,16 @@ def endpoint(family: Family, host: int, port: int = 8080) -> bytes:
     return addresses.endpoint_key(address(family, 180, host), port)
 
 
+# Strategies are made once, not at every draw: that takes hypothesis as long as the drawing.
+
+
+@functools.cache
 def _endpoint_keys(family: Family) -> st.SearchStrategy[tuple[bytes, ...]]:
-    one = st.builds(endpoint, st.just(family), st.integers(1, 9), st.sampled_from((8080, 8081)))
-    return st.frozensets(one, max_size=7).map(lambda found: tuple(sorted(found)))
+    keys = tuple(endpoint(family, host, port) for host in range(1, 10) for port in (8080, 8081))
+    return st.frozensets(st.sampled_from(keys), max_size=7).map(lambda found: tuple(sorted(found)))
 
 
+@functools.cache
 def prefixes_of(family: Family, *, most: int = 4, shortest: int = 1) -> st.SearchStrategy[tuple[addresses.Prefix, ...]]:
     """Disjoint, sorted networks of a family; () included."""
     bits = family.address_bytes * 8
@@ -50,41 +56,66 @@ def prefixes_of(family: Family, *, most: int = 4, shortest: int = 1) -> st.Searc
     return st.lists(wide | near, max_size=most).map(lambda found: prefixes.collapsed(found, family))
 
 
-@st.composite
-def lists(draw: st.DrawFn, family: Family) -> endpoints.EndpointLists:
+@functools.cache
+def lists(family: Family) -> st.SearchStrategy[endpoints.EndpointLists]:
     """The lists of endpoints of a Service port. Without cluster-wide endpoints there are no local ones."""
+    return _lists(family)
+
+
+@st.composite
+def _lists(draw: st.DrawFn, family: Family) -> endpoints.EndpointLists:
     cluster = draw(_endpoint_keys(family))
     everything = draw(_endpoint_keys(family))
-    local = tuple(sorted({*draw(_subset(cluster)), *draw(_subset(everything))})) if cluster else ()
+    local = tuple(sorted({*_some(draw, cluster), *_some(draw, everything)})) if cluster else ()
     return endpoints.EndpointLists(
         cluster=cluster,
         local=local,
-        cluster_hairpin=draw(_subset(tuple(sorted({key[:-2] for key in cluster})))),
+        cluster_hairpin=_some(draw, tuple(sorted({key[:-2] for key in cluster}))),
         local_hairpin=tuple(sorted({key[:-2] for key in local})),
         serving=cluster,
     )
 
 
-def _subset(found: tuple[bytes, ...]) -> st.SearchStrategy[tuple[bytes, ...]]:
-    if not found:
-        return st.just(())
-    return st.frozensets(st.sampled_from(found)).map(lambda chosen: tuple(sorted(chosen)))
+def _some(draw: st.DrawFn, found: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Some of these, in their order; none and all included."""
+    chosen = draw(_masks(len(found)))
+    return tuple(key for index, key in enumerate(found) if chosen >> index & 1)
+
+
+@functools.cache
+def _masks(count: int) -> st.SearchStrategy[int]:
+    return st.integers(0, (1 << count) - 1)
 
 
 affinity_seconds = st.none() | st.sampled_from((1, 600, 10800, 86400))
 
 
-@st.composite
-def service(draw: st.DrawFn, family: Family, number: int) -> tuple[frontends.Frontend, ...]:
+_policies = st.sampled_from(objects.TrafficPolicy)
+_ports = st.lists(st.sampled_from(((80, Protocol.TCP), (53, Protocol.UDP), (53, Protocol.TCP))), unique=True)
+_node_ports = st.none() | st.integers(30000, 30006)
+
+
+@functools.cache
+def service(family: Family, number: int) -> st.SearchStrategy[tuple[frontends.Frontend, ...]]:
     """The Frontends of Service `number`: its own cluster IP, and whatever else it may claim."""
-    internal_policy = draw(st.sampled_from(objects.TrafficPolicy))
-    external_policy = draw(st.sampled_from(objects.TrafficPolicy))
+    return _service(family, number)
+
+
+@functools.cache
+def _ranges(family: Family) -> st.SearchStrategy[tuple[addresses.Prefix, ...] | None]:
+    return st.none() | prefixes_of(family)
+
+
+@st.composite
+def _service(draw: st.DrawFn, family: Family, number: int) -> tuple[frontends.Frontend, ...]:
+    internal_policy = draw(_policies)
+    external_policy = draw(_policies)
     seconds = draw(affinity_seconds)
     vips = draw(_claims(family, network=30))
     external_ips = draw(_claims(family, network=31))
-    ranges = draw(st.none() | prefixes_of(family)) if vips else None
+    ranges = draw(_ranges(family)) if vips else None
     result: list[frontends.Frontend] = []
-    ports = draw(st.lists(st.sampled_from(((80, Protocol.TCP), (53, Protocol.UDP), (53, Protocol.TCP))), unique=True))
+    ports = draw(_ports)
     for port, protocol in ports or [(80, Protocol.SCTP)]:
         owner = frontends.ServicePortName("default", f"service-{number}", f"port-{port}", protocol)
         found = draw(lists(family))
@@ -95,8 +126,9 @@ def service(draw: st.DrawFn, family: Family, number: int) -> tuple[frontends.Fro
             *((frontends.FrontendKind.LOAD_BALANCER, vip, port, external) for vip in vips),
             *((frontends.FrontendKind.EXTERNAL_IP, external_ip, port, external) for external_ip in external_ips),
         ]
-        if draw(st.booleans()):
-            claims.append((frontends.FrontendKind.NODE_PORT, b"", draw(st.integers(30000, 30006)), external))
+        node_port = draw(_node_ports)
+        if node_port is not None:
+            claims.append((frontends.FrontendKind.NODE_PORT, b"", node_port, external))
         result += [
             frontends.Frontend(
                 key=frontends.FrontendKey(family, packed, protocol, dialled),
@@ -112,8 +144,9 @@ def service(draw: st.DrawFn, family: Family, number: int) -> tuple[frontends.Fro
     return tuple(result)
 
 
+@functools.cache
 def _claims(family: Family, *, network: int) -> st.SearchStrategy[tuple[bytes, ...]]:
-    one = st.builds(address, st.just(family), st.just(network), st.integers(1, 3))
+    one = st.sampled_from([address(family, network, host) for host in range(1, 4)])
     return st.lists(one, max_size=2, unique=True).map(tuple)
 
 
@@ -129,21 +162,26 @@ def merged(found: Iterable[tuple[frontends.Frontend, ...]]) -> State:
 _SERVICES = 4
 
 
+_some_services = st.sets(st.integers(1, _SERVICES), max_size=_SERVICES)
+_one_or_two_services = st.sets(st.integers(1, _SERVICES), min_size=1, max_size=2)
+_yes_or_no = st.booleans()
+
+
 @st.composite
 def states(draw: st.DrawFn, family: Family) -> State:
     """The Frontends of up to four Services."""
-    numbers = draw(st.lists(st.integers(1, _SERVICES), unique=True, max_size=_SERVICES))
+    numbers = draw(_some_services)
     return merged(draw(service(family, number)) for number in sorted(numbers))
 
 
 @st.composite
 def histories(draw: st.DrawFn, family: Family, *, most: int = 5) -> list[State]:
     """At least two states, each one or two Services away from the one before it."""
-    found = {number: draw(service(family, number)) for number in draw(st.sets(st.integers(1, _SERVICES), max_size=4))}
+    found = {number: draw(service(family, number)) for number in draw(_some_services)}
     history = [merged(found[number] for number in sorted(found))]
     for _ in range(draw(st.integers(1, most - 1))):
-        for number in draw(st.sets(st.integers(1, _SERVICES), min_size=1, max_size=2)):
-            gone = number in found and draw(st.booleans())
+        for number in draw(_one_or_two_services):
+            gone = number in found and draw(_yes_or_no)
             if gone:
                 del found[number]
             else:
