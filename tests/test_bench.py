@@ -28,7 +28,7 @@ from tests import kernel  # noqa: E402
 
 SMALL = cluster.Size(7, 3)
 # A busy machine may take its time.
-SMOKE_SECONDS = 180
+SMOKE_SECONDS = 900
 
 
 # --- statistics -------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def check_units(*arguments: Path, path: str | None = None) -> subprocess.Complet
         [shutil.which("bash") or "bash", str(CHECK_UNITS), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env=environment,
     )
@@ -102,7 +102,7 @@ def test_a_package_that_is_imported_where_nobody_should_know_it_breaks_its_contr
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "NO_COLOR": "1", "COLUMNS": "200"},
     )

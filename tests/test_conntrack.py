@@ -215,7 +215,7 @@ class ScriptedKernel:
 
     def connect(self) -> socket.socket:
         ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        ours.settimeout(5)
+        ours.settimeout(60)
         for datagram in self.script[len(self.peers)]:
             peer.send(datagram)
         self.peers.append(peer)

@@ -79,7 +79,7 @@ def test_a_dump_is_a_script_that_the_tools_accept(tmp_path: Path, variant: str, 
                 input=done.stdout,
                 text=True,
                 capture_output=True,
-                timeout=60,
+                timeout=120,
                 check=False,
             )
             assert tested.returncode == 0, tested.stderr
@@ -141,7 +141,7 @@ def test_cleanup_also_removes_what_kube_proxy_left_and_says_what() -> None:
             "-A PREROUTING -j KUBE-SERVICES\n-A KUBE-SERVICES -j KUBE-SVC-ABC\n-A PREROUTING -j OTHERS\nCOMMIT\n",
             text=True,
             check=True,
-            timeout=60,
+            timeout=120,
         )
     kernel.nft("add table ip kube-proxy\nadd chain ip kube-proxy services\nadd table ip others")
     plain = netagent("cleanup")

@@ -60,7 +60,7 @@ def test_kubectl_builds_the_same(overlay: str) -> None:
         ["kubectl", "kustomize", DEPLOY / "overlays" / overlay],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

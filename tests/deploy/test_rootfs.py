@@ -84,7 +84,7 @@ def inside(
         [*launcher, str(root), str(uid), hex(capabilities), str(allowed or "-"), *command],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 

@@ -17,7 +17,7 @@ from . import strategies
 from .test_backend_kernel import _FOREIGN, everything, lines, read_anew, want
 from .test_mirror import agrees, counted_dumps, watching
 
-_SECONDS = 20.0
+_SECONDS = 60.0
 
 
 def audited(ours: backend.Backend) -> None:
