@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 ADDRESS: Final = client.ADDRESS
 _BACKLOG: Final = 64
 # Who is just ending (a restart) is waited for so long, in seconds.
-_WAIT_SECONDS: Final = 2.0
+_WAIT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.05
 _CONNECT_SECONDS: Final = 1.0
 
