@@ -195,7 +195,7 @@ class _Judging(NamedTuple):
             case Condition.GONE:
                 return "terminating, and no longer serving"
         if self.local_only and endpoint.node != self.node:
-            where = f"on node {endpoint.node}" if endpoint.node else "its slice does not say on which node it is"
+            where = "on another node" if endpoint.node else "its slice does not say on which node it is"
             return f"{where}: policy Local uses endpoints of this node ({self.node}) alone"
         if condition is Condition.DRAINING:
             return "terminating; it would be used only if no endpoint were ready"

@@ -91,7 +91,7 @@ def without_endpoints(world: World, subject: Subject) -> Reason:
     if not unready:
         return Reason(
             cause=Cause.TERMINATING,
-            why=(f"{_all(gone)} terminating, and none of them serves any longer",),
+            why=(f"{_all(gone)} terminating, and no longer serving",),
             change=remedies.terminating(name),
         )
     why = [f"{_all(unready)} not ready"] if not gone else [f"{unready} endpoints are not ready, {gone} are terminating"]
@@ -131,7 +131,9 @@ def nothing_behind(world: World, name: objects.ServiceName, slices: int) -> Reas
             change=("correct the field that is named; kubectl get endpointslice -o yaml shows the object",),
         )
     strays = [_stray_words(item, name) for item in world.orphans if is_slice_of("EndpointSlice", *item.key, name)]
-    held = f"its {slices} EndpointSlice{'s' if slices != 1 else ''} list none" if slices else "it has no EndpointSlice"
+    held = f"its {slices} EndpointSlices list none" if slices else "it has no EndpointSlice"
+    if slices == 1:
+        held = "its EndpointSlice lists none"
     if facts is None:
         first = f"no endpoints: its selector matches no ready pod, or it has no selector ({held})"
     elif facts.selector:

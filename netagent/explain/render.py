@@ -43,7 +43,7 @@ def lines(story: Story, *, with_rules: bool = False) -> Iterator[str]:
 
 def _head_lines(story: Story) -> Iterator[str]:
     if story.headline:
-        yield story.headline
+        yield story.headline + (f"  [{story.reason.cause}]" if story.reason else "")
     if story.reason:
         yield from _reason_lines(story.reason, "  ")
     if len(story.parts) > 1:
@@ -78,7 +78,7 @@ def dialled_words(part: Part) -> str:
 def _part_lines(part: Part, told: set[Reason], *, with_rules: bool, candidates: bool) -> Iterator[str]:
     """`told` are reasons of which it was said before what to change; it grows."""
     shown = dialled_words(part)
-    yield f"{shown}: {part.title}" if part.title else shown
+    yield (f"{shown}: {part.title}" if part.title else shown) + (f"  [{part.reason.cause}]" if part.reason else "")
     if part.setting:
         yield f"  {'; '.join(part.setting)}"
     if part.reason:
@@ -95,7 +95,7 @@ def _tale_lines(part: Part, tale: Tale, told: set[Reason], *, with_rules: bool) 
     if tale.fate is Fate.SERVED:
         yield from _served_lines(part, tale)
     else:
-        yield f"    {_FATE_WORDS[tale.fate]}"
+        yield f"    {_FATE_WORDS[tale.fate]}  [{tale.reason.cause}]"
     yield from _reason_lines(tale.reason, "    ", with_change=tale.reason not in told)
     told.add(tale.reason)
     yield from (f"    - {note}" for note in tale.notes)

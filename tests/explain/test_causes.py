@@ -34,6 +34,7 @@ def explained(told: Any, cause: Cause, fate: Fate | None, *words: str) -> None:
         assert tale(told).fate is fate, text
     for word in words:
         assert word in text, text
+    assert f"[{cause}]" in text, text
     assert reason.change, text
     for word in JARGON:
         assert word not in text, text
@@ -255,7 +256,7 @@ def test_internal_policy_local_without_local_endpoint() -> None:
     explained(
         told, Cause.INTERNAL_LOCAL, Fate.DROPPED, "internal policy Local", "node-2", "internalTrafficPolicy: Cluster"
     )
-    assert "on node node-2: policy Local uses endpoints of this node (node-1) alone" in text_of(told)
+    assert "on another node: policy Local uses endpoints of this node (node-1) alone" in text_of(told)
 
 
 def test_a_node_of_another_name_is_suspected_where_nothing_is_local() -> None:
