@@ -16,6 +16,7 @@ from netagent.source.faults import BadObject
 from netagent.source.kinds import Kind, ObjectKey, key_for, object_key
 from tests.cases import loader
 
+_WITHOUT_AGENT = ("cleanup", "stop-agent", "flush-ruleset")
 _KINDS = {"host": SourceKind.NODE, "pod": SourceKind.POD}
 
 
@@ -42,7 +43,7 @@ def steps(case: Mapping[str, Any]) -> Iterator[Step]:
         node = current.get((Kind.NODE, name), last_node)
         assert node is None or isinstance(node, objects.Node)
         last_node = node
-        if step.get("action", {}).get("type") in ("cleanup", "stop-agent", "flush-ruleset"):
+        if step.get("action", {}).get("type") in _WITHOUT_AGENT:
             return
         plan = planner.Planner(wanted, node_name=name)
         found = [*current.values(), *([node] if node else [])]
@@ -52,6 +53,21 @@ def steps(case: Mapping[str, Any]) -> Iterator[Step]:
         texts = [*own["ips"], *own.get("extra_ips", ()), *own.get("gateway_ips", ())]
         made = world.world_of(plan, others=found, host_addresses=map(addresses.parse_address, texts))
         yield Step(f"{case['id']}, step {number}", made, tuple(step["flows"]))
+
+
+def explainable(flow: Mapping[str, Any]) -> bool:
+    """Whether a flow begins a connection by a port: an existing connection is nothing that rules decide."""
+    return flow["proto"] != "icmp" and "reuse" not in flow and "stream" not in flow
+
+
+def has_connections(case: Mapping[str, Any]) -> bool:
+    """Whether `steps` gives a flow that is explainable."""
+    for step in case["steps"]:
+        if step.get("action", {}).get("type") in _WITHOUT_AGENT:
+            return False
+        if any(map(explainable, step["flows"])):
+            return True
+    return False
 
 
 def client_of(flow: Mapping[str, Any], source: str) -> Client:
