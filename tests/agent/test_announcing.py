@@ -316,7 +316,7 @@ def test_a_user_breaks_a_service_and_finds_one_event_on_it(server: ApiServer) ->
             broken["metadata"]["labels"] = {"weight": weight}
             server.apply(broken)
         wait_for(lambda: told("Starting", "Quarantined"))
-        sending.flush(1.0)
+        sending.flush(60.0)
         assert told("Starting", "Quarantined")
     (service,) = server.cluster.manifests("Service")
     made = server.announced[1]

@@ -143,7 +143,7 @@ class Agent:
         if self.planner.store.dirty:
             self.sync()
         self.kernel.commits.clear()  # the diary of the one that plays the kernel
-        assert self.recorder.flush(5.0)
+        assert self.recorder.flush(60.0)
 
     def sync(self) -> None:
         try:

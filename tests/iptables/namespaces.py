@@ -33,7 +33,7 @@ def need(variant: tools.Variant) -> None:
     own_lock()
     kernel.fresh()
     try:
-        tools.restore(variant, Family.IPV4, "*nat\nCOMMIT\n*filter\nCOMMIT\n", lock_seconds=1)
+        tools.restore(variant, Family.IPV4, "*nat\nCOMMIT\n*filter\nCOMMIT\n", lock_seconds=60)
     except Exception as error:  # noqa: BLE001 - whatever it is, nothing can be tried here
         pytest.skip(f"{variant.value} tables do not work here: {error}")
     kernel.fresh()

@@ -77,7 +77,7 @@ def changes(family: Family, **chains: tuple[str, ...] | None) -> diff.Changes:
 
 
 def commit(done: diff.Changes) -> None:
-    legacy.commit(legacy.build(done), lock_seconds=1)
+    legacy.commit(legacy.build(done), lock_seconds=60)
 
 
 def state(family: Family) -> dict[ChainName, ruleset.Rules]:
@@ -93,7 +93,7 @@ def test_every_form_of_rule_is_the_same_as_through_iptables_restore(first: Famil
         commit(changes(family, B=(), A=RULES[family]))
         in_process = state(family)
         done = changes(family, B=(), A=RULES[family])
-        tools.restore(Variant.LEGACY, family, "\n".join([*diff.restore_lines(done), ""]), lock_seconds=1)
+        tools.restore(Variant.LEGACY, family, "\n".join([*diff.restore_lines(done), ""]), lock_seconds=60)
         assert in_process == state(family) == {A: RULES[family], B: ()}
 
 
