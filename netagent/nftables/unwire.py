@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from netagent.model import addresses
 from netagent.nftables import constants as c
@@ -46,14 +46,16 @@ def rule_of(
     """The rule that a canonical form is of; None if we would never write it."""
     reading = _Reading(family, specs)
     try:
-        for expression in canonical:
-            name, attributes = expression  # type: ignore[misc]
+        for name, attributes in cast("tuple[tuple[str, tuple[tuple[int, bytes], ...]], ...]", canonical):
             reading.take(name, dict(attributes))
-    except (_StrangeError, KeyError, ValueError, struct.error):
+        rule = tuple(reading.statements)
+        # What was read must say all that stands there: a rule that differs in anything is somebody else's.
+        return rule if readback.canonical(wire.expressions(rule, family)) == canonical else None
+    except (_StrangeError, LookupError, ValueError, OverflowError, struct.error):  # no numbers or sizes of ours
         return None
-    rule = tuple(reading.statements)
-    # What was read must say all that stands there: a rule that differs in anything is somebody else's.
-    return rule if readback.canonical(wire.expressions(rule, family)) == canonical else None
+
+
+_REGISTERS_BYTES = 64  # all of them together, struct nft_regs
 
 
 class _StrangeError(Exception):
@@ -159,6 +161,8 @@ class _Reading:
     def _bitwise(self, found: Attributes) -> None:
         slot = _slot(found[c.NFTA_BITWISE_SREG])
         size = _number(found, c.NFTA_BITWISE_LEN)
+        if size > _REGISTERS_BYTES:
+            raise _StrangeError(f"bitwise of {size} bytes")
         mask = _data(found, c.NFTA_BITWISE_MASK) or bytes(size)
         xor = _data(found, c.NFTA_BITWISE_XOR) or bytes(size)
         held = self._at(slot)

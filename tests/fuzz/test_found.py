@@ -17,7 +17,7 @@ from netagent import documents, errors
 from netagent import settings as configuration
 from netagent.iptables import lock, readback, tools
 from netagent.model.addresses import Family
-from netagent.nftables import backend, layout, netlink, report, ruleset, text, transaction, wire
+from netagent.nftables import backend, layout, netlink, report, ruleset, text, transaction, unwire, wire
 from netagent.nftables import constants as c
 from netagent.nftables import readback as nft_readback
 from netagent.source import json_text, manifests
@@ -331,3 +331,23 @@ def test_a_key_without_an_end_is_one_value() -> None:
 
 def _one_end(spec: ruleset.SetSpec) -> bytes:
     return bytes((10, 0, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0, 10, 9, 8, 7))[: ruleset.key_bytes(spec.key, Family.IPV4)]
+
+
+@kernel.isolated
+def test_a_rule_of_others_that_compares_with_nothing_is_strange_and_no_more() -> None:
+    """Zeros are left out of what is compared, so there was no first byte of it to look at."""
+    kernel.nft("add table ip netagent; add chain ip netagent x; add rule ip netagent x meta l4proto 0 drop")
+    specs = layout.sets(affinity_clients=1000)
+    with netlink.NftablesSocket() as ours:
+        found = nft_readback.read_table(ours, Family.IPV4, specs)
+    assert unwire.table_of(found, specs).strange == (("x", 0),)
+
+
+def test_a_rule_that_says_four_gigabytes_takes_none() -> None:
+    attributes = (
+        wire.attribute(c.NFTA_BITWISE_SREG, wire.register(0)),
+        wire.number(c.NFTA_BITWISE_LEN, 0xFFFFFFFF),
+    )
+    expression = wire.nest(c.NFTA_LIST_ELEM, wire.text(c.NFTA_EXPR_NAME, "bitwise"), wire.nest(2, *attributes))
+    canonical = nft_readback.canonical(expression)
+    assert unwire.rule_of(canonical, Family.IPV4, layout.sets(affinity_clients=1000)) is None

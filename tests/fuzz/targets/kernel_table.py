@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from netagent import errors
 from netagent.model import addresses
-from netagent.nftables import layout, mirror, monitor, netlink, readback
+from netagent.nftables import layout, mirror, monitor, netlink, readback, unwire
 from tests.fuzz.targets import _checks, _sockets
 from tests.fuzz.targets.netlink import WORDS as _WORDS
 
@@ -25,7 +25,7 @@ def _table(data: bytes) -> None:
         with _sockets.speaking(netlink, _sockets.Kernel(_sockets.datagrams(data))):
             try:
                 with netlink.NftablesSocket() as opened:
-                    readback.read_table(opened, family, _SPECS)
+                    unwire.table_of(readback.read_table(opened, family, _SPECS), _SPECS)
             except OSError as error:
                 _checks.fit_to_be_shown(str(error))
 

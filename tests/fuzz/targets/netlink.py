@@ -6,7 +6,7 @@ The first byte says what is read from the others.
 from __future__ import annotations
 
 from netagent.model import addresses
-from netagent.nftables import layout, monitor, netlink, readback, text
+from netagent.nftables import layout, monitor, netlink, readback, text, unwire
 from tests.fuzz.targets import _checks, _sockets
 
 WORDS = (
@@ -68,11 +68,16 @@ def _elements(data: bytes) -> None:
 
 
 def _rule(data: bytes) -> None:
-    """The expressions of a rule."""
+    """The expressions of a rule, and the rule of ours that they are, if they are one."""
     try:
-        readback.canonical(data)
+        canonical = readback.canonical(data)
     except (KeyError, OSError) as error:  # as its callers expect
         _checks.fit_to_be_shown(repr(error))
+        return
+    for family in addresses.Family:
+        rule = unwire.rule_of(canonical, family, _SPECS)
+        if rule is not None:
+            _checks.fit_to_be_shown(text.rule_text(rule, family))
 
 
 def _asked(data: bytes) -> None:
