@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -82,27 +83,39 @@ def _settings(path: str | None, mode: str | None) -> tuple[settings.Settings, bo
 def _print(found: Sequence[findings.Finding], *, everything: bool) -> None:
     from rich.console import Console
 
-    # Lines are broken by us or by nobody: what a pipe reads is never wrapped.
+    # Lines are broken by us, for a terminal, or by nobody: what a pipe reads is never wrapped.
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-    shown = [each for each in found if everything or each.severity.needs_action]
-    for each in shown:
-        for line in _lines(each):
-            console.print(line)
+    width = console.width if console.is_terminal else None
+    for each in found:
+        if everything or each.severity.needs_action:
+            for line in _lines(each, width):
+                console.print(line)
     console.print(_verdict(found))
 
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "cyan", "ok": "green"}
+_INDENT = 8
 
 
-def _lines(finding: findings.Finding) -> Iterator[Text]:
+def _lines(finding: findings.Finding, width: int | None) -> Iterator[Text]:
     from rich.text import Text
 
+    first, *others = _broken(f"{finding.check}: {finding.summary}", _INDENT, width)
     word = finding.severity.value.upper()
-    yield Text.assemble((f"{word:8}", _STYLES[finding.severity.value]), f"{finding.check}: {finding.summary}")
-    for fact in finding.evidence:
-        yield Text(f"        found: {printable(fact)}")
-    if finding.remedy:
-        yield Text(f"        do:    {finding.remedy}")
+    yield Text.assemble((f"{word:{_INDENT}}", _STYLES[finding.severity.value]), first)
+    yield from (Text(" " * _INDENT + line) for line in others)
+    said = [("found: ", printable(fact)) for fact in finding.evidence]
+    for label, text in [*said, *([("do:    ", finding.remedy)] if finding.remedy else [])]:
+        head, *tail = _broken(text, _INDENT + len(label), width)
+        yield Text(" " * _INDENT + label + head)
+        yield from (Text(" " * (_INDENT + len(label)) + line) for line in tail)
+
+
+def _broken(text: str, indent: int, width: int | None) -> list[str]:
+    """The text in lines that fit beside an indent; in one line without a width."""
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(20, width - indent), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _verdict(found: Sequence[findings.Finding]) -> Text:

@@ -27,6 +27,8 @@ from netagent.nftables import netlink, wire
 _PREFIX: Final = "KUBE-"
 # kubelet makes them, and makes them again (k8s.io/kubernetes pkg/kubelet/kubelet_network_linux.go).
 KUBELETS: Final = frozenset({"KUBE-KUBELET-CANARY", "KUBE-IPTABLES-HINT", "KUBE-FIREWALL"})
+# Chains and sets that are called like kube-proxy's and are the network policies of kube-router, also within k3s.
+_KUBE_ROUTERS: Final = ("KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-", "KUBE-DEFAULT-NETPOL", "KUBE-SRC-", "KUBE-DST-")
 _TABLE: Final = "kube-proxy"
 _INTERFACE: Final = "kube-ipvs0"
 _SECONDS: Final = 60
@@ -142,7 +144,7 @@ class Leftovers:
             names = _run("ipset", "list", "-n").split()
         except errors.UnsupportedError:
             return []  # the kernel has no sets
-        return [name for name in names if name.startswith(_PREFIX)]
+        return list(filter(is_kube_proxys, names))
 
     def _has_interface(self) -> bool:
         with contextlib.suppress(OSError):
@@ -150,8 +152,13 @@ class Leftovers:
         return False
 
 
+def is_kube_proxys(name: str) -> bool:
+    """Whether a chain or a set of this name is kube-proxy's: not kubelet's, not of kube-router, not of anybody else."""
+    return name.startswith(_PREFIX) and name not in KUBELETS and not name.startswith(_KUBE_ROUTERS)
+
+
 def _of_table(each: tools.Variant, family: addresses.Family, table: readback.SavedTable) -> _Chains:
-    theirs = {chain for chain in table.chains if chain.startswith(_PREFIX) and chain not in KUBELETS}
+    theirs = set(filter(is_kube_proxys, table.chains))
     rules: list[tuple[str, str]] = []
     needed: set[str] = set()
     for chain, found in table.chains.items():

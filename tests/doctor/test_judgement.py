@@ -241,6 +241,7 @@ def test_chains_that_kubelets_make_are_no_leftover() -> None:
     old = tuple(Chain("ip", "nat", name) for name in ("KUBE-MARK-MASQ", "KUBE-MARK-DROP", "KUBE-POSTROUTING"))
     network_policies = (Chain("ip", "filter", "KUBE-NWPLCY-ABC"), Chain("ip", "filter", "KUBE-POD-FW-ABC"))
     assert grave(with_rules(chains=old + network_policies)) == {}
+    assert grave(with_saved(sets=("KUBE-SRC-ABC", "KUBE-DST-ABC"))) == {}
 
 
 def test_rules_in_both_variants_of_iptables_are_told() -> None:

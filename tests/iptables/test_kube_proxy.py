@@ -91,6 +91,22 @@ def test_chains_and_jumps_go_and_those_of_others_stay(variant: Variant, family: 
 
 @both
 @kernel.isolated
+def test_network_policies_of_kube_router_are_nobodys_leftover(variant: Variant) -> None:
+    namespaces.need(variant)
+    script = (
+        "*filter\n:KUBE-ROUTER-FORWARD - [0:0]\n:KUBE-POD-FW-A - [0:0]\n:KUBE-NWPLCY-A - [0:0]\n"
+        "-A FORWARD -j KUBE-ROUTER-FORWARD\n-A KUBE-ROUTER-FORWARD -j KUBE-POD-FW-A\n"
+        "-A KUBE-POD-FW-A -j KUBE-NWPLCY-A\n"
+        "COMMIT\n"
+    )
+    left(variant, Family.IPV4, script)
+    leftovers = kube_proxy.Leftovers(lock_seconds=1)
+    assert leftovers.found() == leftovers.notes() == leftovers.remove() == []
+    assert "-A KUBE-POD-FW-A -j KUBE-NWPLCY-A" in tools.save(variant, Family.IPV4)
+
+
+@both
+@kernel.isolated
 def test_chains_that_others_lead_to_stay_and_are_told(variant: Variant) -> None:
     namespaces.need(variant)
     left(variant, Family.IPV4)

@@ -15,8 +15,6 @@ from netagent.nftables import layout, ruleset
 
 _KUBE_PROXY: Final = "kube-proxy"
 _KUBE_PREFIX: Final = "KUBE-"
-# Chains that are called like kube-proxy's and are kube-router's, also that of k3s.
-_KUBE_ROUTERS: Final = ("KUBE-ROUTER-", "KUBE-NWPLCY-", "KUBE-POD-FW-")
 # kubelets before 1.28 make these three, whether there is a kube-proxy or not.
 _OLD_KUBELETS: Final = frozenset({"KUBE-MARK-MASQ", "KUBE-MARK-DROP", "KUBE-POSTROUTING"})
 _IPVS_INTERFACE: Final = "kube-ipvs0"
@@ -60,7 +58,7 @@ def kube_proxy_left(seen: Evidence) -> Iterator[findings.Finding]:
             shown = ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")
             facts.append(f"{where}: {len(names)} chain{'s' * (len(names) > 1)} ({shown})")
     facts += [f"interface {link.name}" for link in seen.links if link.name == _IPVS_INTERFACE]
-    facts += [f"ipset {name}" for name in seen.xtables.sets if name.startswith(_KUBE_PREFIX)][:_SHOWN]
+    facts += [f"ipset {name}" for name in filter(kube_proxy.is_kube_proxys, seen.xtables.sets)][:_SHOWN]
     if facts:
         yield findings.error(
             "kube-proxy-leftovers",
@@ -83,18 +81,14 @@ def _kube_chains(seen: Evidence) -> Iterator[tuple[str, set[str]]]:
     for saved in seen.xtables.saved:
         if saved.variant is tools.Variant.LEGACY:
             for table in saved.tables:
-                names = set(filter(_is_kube_proxys, table.chains))
+                names = set(filter(kube_proxy.is_kube_proxys, table.chains))
                 if names:
                     yield f"{tools.program(saved.family, saved.variant)} -t {table.name}", names
     by_table: dict[str, set[str]] = {}
     for chain in seen.ruleset.chains:
-        if chain.table in _XTABLES and _is_kube_proxys(chain.name):
+        if chain.table in _XTABLES and kube_proxy.is_kube_proxys(chain.name):
             by_table.setdefault(f"nftables table {chain.family} {chain.table}", set()).add(chain.name)
     yield from sorted(by_table.items())
-
-
-def _is_kube_proxys(chain: str) -> bool:
-    return chain.startswith(_KUBE_PREFIX) and chain not in kube_proxy.KUBELETS and not chain.startswith(_KUBE_ROUTERS)
 
 
 def mixture(seen: Evidence) -> Iterator[findings.Finding]:
