@@ -60,7 +60,8 @@ class _Wanted(NamedTuple):
     "--selector",
     default="",
     metavar="KEY=VALUE,...",
-    help="Only rows whose fields are so, as zone=a,state!=ready. Not labels: the agent does not keep those of objects.",
+    help="Only rows whose fields are so, as zone=a,state!=ready. With -f also labels of Services, as app=web: "
+    "the agent does not keep those.",
 )
 @click.option(
     "-o",
@@ -97,9 +98,10 @@ def get(
     Asks the running agent, or plans the manifests of -f, or else shows what the kernel alone tells.
 
     \b
-    -l compares with: service, namespace, port, protocol, family, kind, does, policy,
-    affinity, kernel, node, zone, state, used, local, type; which of them depends on
-    what is shown. Several NAMEs may be given:
+    -l compares, in kubectl's syntax, fields of the rows: service, namespace, port,
+    protocol, family, kind, does, policy, affinity, kernel, node, zone, state, used,
+    local, type; which of them depends on what is shown. Other keys are labels of
+    Services, which are known with -f alone. Several NAMEs may be given:
       netagent get endpoints $(kubectl get svc -l app=web -o name | cut -d/ -f2)
     """
     source = options.source_of(**given)
@@ -141,8 +143,19 @@ def _view(source: options.Source, wanted: _Wanted) -> _View:
         known = planned.names()
         chosen = [name for name in known if wanted.matches(*name)]
         found = _planned_rows(planned, wanted.noun, chosen)
-    chosen_rows = selectors.selected(found, wanted.selector, get_columns.FIELDS[wanted.noun])
+    fields, known_labels = get_columns.FIELDS[wanted.noun], _labels(seen) if wanted.selector else None
+    chosen_rows = selectors.selected(found, wanted.selector, fields, labels=known_labels)
     return _View(chosen_rows, seen, known, remarks)
+
+
+def _labels(seen: situation.Situation) -> selectors.Labels | None:
+    """The labels of a row's Service; None if nobody here knows any."""
+    if seen.origin is not situation.Origin.FILES:
+        return None
+    from netagent.cli import labels
+
+    known = labels.labels_of(seen.files, stdin=seen.stdin)
+    return lambda row: known.get(objects.ServiceName(row.namespace, row.service), {})
 
 
 def _planned_rows(planned: rows.PlanRows, noun: str, chosen: Sequence[objects.ServiceName]) -> Sequence[Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -32,7 +34,8 @@ class Situation:
     """What should be, as far as anybody can tell.
 
     `planner` has planned everything; None if there is the kernel alone. `settings` are those that it plans by (the
-    agent's own, if it was asked), `node_name` this node's. `remarks` are what the reader should know of all this, a
+    agent's own, if it was asked), `node_name` this node's. `files` are those that Services were read from, `stdin` what
+    standard input held. `remarks` are what the reader should know of all this, a
     sentence each.
     """
 
@@ -41,6 +44,8 @@ class Situation:
     settings: settings.Settings
     node_name: str
     remarks: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    stdin: bytes = b""
 
 
 def look(source: options.Source, *, services: Iterable[objects.ServiceName] | None = None) -> Situation:
@@ -75,10 +80,12 @@ def _target(services: Iterable[objects.ServiceName] | None) -> str:
 def _of_files(source: options.Source) -> Situation:
     from netagent.agent import planner, reporting
     from netagent.source import manifests
+    from netagent.source.kinds import Kind
 
     assert source.path is not None
     with _without_collector():
-        reading = manifests.read(source.path)
+        stdin = sys.stdin.buffer.read() if source.path == manifests.STDIN else b""
+        reading = manifests.read(source.path, stdin=io.BytesIO(stdin))
         reporting.SourceReporter().report(reading)
         if source.strict and reading.quarantined:
             raise errors.QuarantineError(f"{len(reading.quarantined)} objects had to be set aside; nothing was done")
@@ -90,7 +97,8 @@ def _of_files(source: options.Source) -> Situation:
     remarks: tuple[str, ...] = ()
     if plan.store.node is None:
         remarks = (f"there is no Node {source.node_name!r} among the manifests: what depends on it is unknown",)
-    return Situation(Origin.FILES, plan, source.wanted, source.node_name, remarks)
+    files = {reading.origins[key] for key in reading.origins if key[0] is Kind.SERVICE}
+    return Situation(Origin.FILES, plan, source.wanted, source.node_name, remarks, tuple(sorted(files)), stdin)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from netagent import settings
 from netagent.agent import planner
@@ -170,9 +171,28 @@ def test_names_namespaces_and_selectors_choose(directory: Path) -> None:
     empty = netagent("get", "svc", *where, "-n", "nowhere")
     assert (empty.returncode, empty.stdout) == (0, "")
     assert "2 Services in other namespaces" in empty.stderr
-    labels = netagent("get", "svc", *where, "-l", "app=web")
-    assert labels.returncode == 2
-    assert "labels of objects are not known here" in labels.stderr
+
+
+@kernel.isolated
+def test_labels_of_services_select_with_files_and_standard_input_and_are_unknown_otherwise(directory: Path) -> None:
+    labelled = {**WEB, "metadata": {**WEB["metadata"], "labels": {"app": "shop", "tier": "front"}}}
+    (directory / "all.json").write_bytes(_listed(labelled, SLICE, NODE))
+    (directory / "dns.yaml").write_text(
+        yaml.safe_dump({**DNS, "metadata": {**DNS["metadata"], "labels": {"app": "dns"}}})
+    )
+    where = ("-f", directory, *ON_NODE, "-A", "-o", "name")
+    assert netagent("get", "svc", *where, "-l", "app=shop,tier in (front,back)").stdout.split() == ["default/web"]
+    assert netagent("get", "svc", *where, "-l", "app!=shop").stdout.split() == ["kube-system/dns"]
+    assert netagent("get", "ep", *where, "-l", "tier,local=yes").stdout.split() == [
+        "10.180.0.1:8080",
+        "10.180.0.2:8080",
+    ]
+    read = netagent("get", "svc", "-f", "-", *ON_NODE, "-o", "name", "-l", "app=shop", stdin=_listed(labelled, NODE))
+    assert read.stdout.split() == ["default/web"]
+    assert netagent("sync", "-f", directory, *ON_NODE).returncode == 0
+    unknown = netagent("get", "svc", "-l", "app=shop")
+    assert unknown.returncode == 2
+    assert "labels are known with -f alone" in unknown.stderr
 
 
 @kernel.isolated

@@ -84,15 +84,38 @@ ROWS = [{"zone": "a", "kinds": ("x", "y")}, {"zone": "B", "kinds": ()}]
         ("zone=a, kind=x", ROWS[:1]),
         ("zone=a,kind=z", []),
         ("zone=", []),
+        ("zone in (a, c)", ROWS[:1]),
+        ("ZONE notin (a,c)", ROWS[1:]),
+        ("kind", ROWS[:1]),
+        ("!kind,zone in (a,b)", ROWS[1:]),
     ],
 )
 def test_selectors_choose_rows_by_their_fields(selector: str, found: list[object]) -> None:
     assert selectors.selected(ROWS, selector, FIELDS) == found
 
 
-@pytest.mark.parametrize("selector", ["app=web", "zone", "zone=a=b", "zone>a", "\x1b[31m=x"])
+LABELS = {"a": {"app.kubernetes.io/name": "Web", "tier": "front"}, "B": {"tier": "back"}}
+
+
+@pytest.mark.parametrize(
+    ("selector", "found"),
+    [
+        ("app.kubernetes.io/name=Web", ROWS[:1]),
+        ("app.kubernetes.io/name=web", []),
+        ("app.kubernetes.io/name!=Web", ROWS[1:]),
+        ("tier", ROWS),
+        ("!app.kubernetes.io/name", ROWS[1:]),
+        ("tier in (front,back),zone=b", ROWS[1:]),
+        ("tier notin (front)", ROWS[1:]),
+    ],
+)
+def test_what_is_no_field_is_a_label_where_labels_are_known(selector: str, found: list[object]) -> None:
+    assert selectors.selected(ROWS, selector, FIELDS, labels=lambda row: LABELS[row["zone"]]) == found
+
+
+@pytest.mark.parametrize("selector", ["app=web", "app", "zone=a=b", "zone>a", "zone in a", "\x1b[31m=x"])
 def test_what_is_no_selector_is_an_error_that_names_the_fields(selector: str) -> None:
-    with pytest.raises(errors.ConfigError, match="KEY one of kind, zone") as caught:
+    with pytest.raises(errors.ConfigError, match="KEY one of kind, zone; labels are known with -f alone") as caught:
         selectors.selected(ROWS, selector, FIELDS)
     assert str(caught.value).isprintable()
 
