@@ -72,8 +72,8 @@ def _complaint(text: str, names: list[str], *, known: bool) -> str:
     labels = (
         " or a label"
         if known
-        else "; labels are known with -f alone: the agent does not keep them (ask the API server, and give the names that "
-        "it answers)"
+        else "; labels are known with -f alone: the agent does not keep them (ask the API server, and give the names "
+        "that it answers)"
     )
     return (
         f"-l {printable(text)}: a term is KEY=VALUE, KEY!=VALUE, KEY in (VALUE,...), KEY notin (VALUE,...), KEY or "
