@@ -8,6 +8,7 @@ import io
 import json
 import os
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -350,4 +351,10 @@ def test_a_rule_that_says_four_gigabytes_takes_none() -> None:
     )
     expression = wire.nest(c.NFTA_LIST_ELEM, wire.text(c.NFTA_EXPR_NAME, "bitwise"), wire.nest(2, *attributes))
     canonical = nft_readback.canonical(expression)
-    assert unwire.rule_of(canonical, Family.IPV4, layout.sets(affinity_clients=1000)) is None
+    specs = layout.sets(affinity_clients=1000)
+    tracemalloc.start()
+    try:
+        assert unwire.rule_of(canonical, Family.IPV4, specs) is None
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
