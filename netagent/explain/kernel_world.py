@@ -54,6 +54,7 @@ def world_of_kernel(
         frontends=found,
         tables={family: readable.table for family, readable in tables.items()},
         host=host,
+        actual=tables,  # so that rules of others are pointed out
         kernel_only=True,
         records=records,
     )

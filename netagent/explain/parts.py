@@ -135,7 +135,9 @@ def _compared(world: World, tale: Tale, dialled: Dialled, records: Mapping[bytes
     if world.settings.mode is not settings.Mode.NFTABLES:
         return tale
     found = comparison.compared(world, tale.sources[0], dialled, tale.possibilities, records)
-    return replace(tale, kernel=found.differences, actual=found.possibilities) if found else tale
+    if found is None or (world.kernel_only and not found.differences):
+        return tale  # there is nothing to compare the kernel's rules with but themselves
+    return replace(tale, kernel=found.differences, actual=found.possibilities)
 
 
 def _candidates(world: World, subject: Subject, tales: Iterable[Tale]) -> tuple[Candidate, ...]:

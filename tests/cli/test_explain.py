@@ -158,11 +158,14 @@ def test_the_kernel_alone_tells_a_story_and_says_that_it_is_alone() -> None:
     assert "this is what the kernel has" in done.stderr
     assert "10.96.0.1:80/tcp: cluster IP of Service default/web, port http" in done.stdout
     assert "1/2    50 %  10.180.0.1:8080" in done.stdout
+    assert "The rules that the kernel holds do the same" not in done.stdout
     undefined = netagent("explain", "10.96.0.1:81", "-o", "json")
     assert json.loads(undefined.stdout)["causes"] == ["port-not-defined"]
     lonely = netagent("explain", "lonely")
     assert "REFUSED" in lonely.stdout
     assert netagent("explain", "nope").returncode == 1
+    kernel.nft("insert rule ip netagent services ip ttl 5 drop")
+    assert "a rule there that netagent did not write" in netagent("explain", "lonely").stdout
 
 
 @kernel.isolated
