@@ -93,7 +93,7 @@ class Kernel:
     of them fail, and `cannot_take` has the keys that make one fail with anything new at them; `broken` has what a method raises, once, or as long as it stands there if `for_ever`.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self.held: dict[Key, frontends.Frontend] = {}
         self.commits: list[float] = []
