@@ -48,6 +48,15 @@ class Kernel:
     def close(self) -> None:
         pass
 
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def settimeout(self, seconds: float | None) -> None:
+        pass
+
     def setblocking(self, blocking: bool) -> None:
         pass
 

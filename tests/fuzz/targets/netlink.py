@@ -5,6 +5,8 @@ The first byte says what is read from the others.
 
 from __future__ import annotations
 
+from netagent import conntrack
+from netagent.agent import node_addresses
 from netagent.model import addresses
 from netagent.nftables import layout, monitor, netlink, readback, text, unwire
 from tests.fuzz.targets import _checks, _sockets
@@ -107,4 +109,24 @@ def _notices(data: bytes) -> None:
                 _checks.require(commit.generation >= 0, "a generation below zero")
 
 
-_READERS = (_messages, _elements, _rule, _asked, _notices)
+def _flow(data: bytes) -> None:
+    """An entry of connection tracking."""
+    for family in addresses.Family:
+        flow = conntrack.flow_of(data, family)
+        if flow is not None:
+            _checks.require(len(flow.reply_source) == family.address_bytes + 2, "an endpoint of another family")
+            _checks.require(flow.zone >= 0, "a zone below zero")
+
+
+def _host(data: bytes) -> None:
+    """The addresses of the host."""
+    with _sockets.speaking(node_addresses, _sockets.Kernel(_sockets.datagrams(data))):
+        try:
+            found = node_addresses.read_addresses()
+        except OSError as error:
+            _checks.fit_to_be_shown(str(error))
+            return
+    _checks.require(all(len(address) in (4, 16) for address in found), "no address")
+
+
+_READERS = (_messages, _elements, _rule, _asked, _notices, _flow, _host)
