@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests import builders, kernel
-from tests.cli.test_commands import NETAGENT, netagent
+from tests.cli.in_process import netagent
+from tests.cli.test_commands import NETAGENT
 
 SECRET = "S3cr3tVa1ue"
 OBJECTS = builders.list_manifest(
