@@ -19,8 +19,10 @@ from netagent.agent import planner, reporting
 from netagent.agent.health import messages, pages, state
 from netagent.agent.metrics import collectors, connections
 from netagent.cli import logs, main, views
+from netagent.iptables import text as iptables_text
 from netagent.model import addresses, objects
-from netagent.nftables import readback, tables, transaction, wire
+from netagent.nftables import layout, readback, ruleset, tables, transaction, wire
+from netagent.nftables import text as spelling
 from netagent.plan import frontends
 from netagent.source import manifests
 from netagent.source.api import events, recorder
@@ -116,6 +118,30 @@ def test_what_passes_the_checks_is_loaded_by_the_tools_and_by_the_kernel() -> No
     written.read()
     assert not written.pending()
     written.close()
+
+
+@given(strategies.hostile)
+def test_any_text_in_quotes_stays_within_them_in_an_nft_script(text: str) -> None:
+    """Names and comments that others gave to what is in our table come into scripts as well."""
+    family = addresses.Family.IPV4
+    spec = layout.sets(affinity_clients=1000)[layout.FRONTENDS]
+    key, number = bytes((10, 96, 0, 1, 6, 0, 0, 0, 0, 80, 0, 0)), bytes(4)
+    lines = [
+        spelling.element(spec, family, key, ruleset.Owned(number, text)),
+        spelling.rule_text((ruleset.InputName(text, True),), family),
+        *spelling.operation_lines(transaction.DeleteChain(family, text)),
+        *spelling.operation_lines(transaction.DeleteSet(family, text)),
+    ]
+    for line in lines:
+        one_line(line)
+        outside = re.sub(r'"[^"]*"', "", line)
+        assert re.fullmatch(r"[-A-Za-z0-9 ._:/!=*]*", outside), ascii(line)
+
+
+@given(strategies.hostile)
+def test_any_words_make_a_comment_that_iptables_takes(words: str) -> None:
+    comment = iptables_text.comment(words)
+    assert re.fullmatch(r'-m comment --comment ("[-A-Za-z0-9._:/]{1,255}"|[-A-Za-z0-9._:/]{1,255})', comment)
 
 
 # Logs, Events, terminals -----------------------------------------------------------------------------------------
