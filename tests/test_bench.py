@@ -17,7 +17,7 @@ LIBRARY = TOP / "scripts" / "lib"
 sys.path.append(str(LIBRARY))
 
 from bench import __main__ as program  # noqa: E402 - scripts/lib is on nobody's path
-from bench import cluster, figures, report, seams, state, usual  # noqa: E402
+from bench import cluster, figures, report, seams, state, usual, usual_xtables  # noqa: E402
 from bench.sections import change, cold, storm  # noqa: E402
 
 from netagent.model import objects  # noqa: E402
@@ -274,3 +274,28 @@ def test_storm_memory_packets_and_points_of_reference_are_measured(tmp_path: Pat
     assert set(found["memory"]["resident"]) == {"nothing", "20 x 2"}  # type: ignore[index]
     assert set(found["packets"]) >= {"netagent 10", "netagent 20", "usual 10", "conntrack 10"}  # type: ignore[call-overload]
     assert all(found["reference"]["20 x 2"][way] for way in ("netlink", "text", "usual"))  # type: ignore[index]
+
+
+def test_the_usual_layout_of_xtables_has_32_rules_for_ten_endpoints() -> None:
+    wanted = cluster.cluster(cluster.Size(3, 10))
+    fewer = cluster.cluster(cluster.Size(2, 10))
+    rules = [sum(line.startswith("-A ") for line in usual_xtables.script(one)) for one in (wanted, fewer)]
+    assert rules[0] - rules[1] == 32
+    change = list(usual_xtables.change(wanted, wanted.services[0]))
+    assert sum("-A KUBE-SERVICES" in line for line in change) == 3
+    assert sum(line.startswith(":KUBE-SEP-") for line in change) == 10
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_mode_iptables_is_measured_beside_the_usual_layout(tmp_path: Path) -> None:
+    need("ip", "unshare", "cc", "iptables-legacy-restore")
+    size = "20x3"
+    found = bench(tmp_path, "xtables", "--xtables-size", size, "--rounds", "1", "--flows", "200")["xtables"]
+    if not found:
+        pytest.skip("legacy tables do not work here")
+    for layout in ("netagent", "usual"):
+        measured = found["20 x 3"][layout]  # type: ignore[index]
+        assert len(measured["cold"]) == len(measured["packet"]) == 1
+        assert len(measured["change"]) == 5
+    assert all(one["operations"] for one in found["20 x 3"]["netagent"]["change"])  # type: ignore[index]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import cluster, machine, namespaces, plan, report
-from .sections import change, cold, memory, packets, reference, restart, storm
+from .sections import change, cold, memory, packets, reference, restart, storm, xtables
 
 # By name, in the order of the report.
 SECTIONS: dict[str, tuple[str, Callable[[plan.Plan], report.Section]]] = {
@@ -25,6 +25,7 @@ SECTIONS: dict[str, tuple[str, Callable[[plan.Plan], report.Section]]] = {
     "memory": ("Memory", memory.run),
     "packets": ("First packet", packets.run),
     "reference": ("Points of reference", reference.run),
+    "xtables": ("Mode iptables", xtables.run),
 }
 
 _SIZES = ("1000x10", "5000x10", "30000x2")
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference-sizes", type=_sizes, metavar="SxE,...", help="(1000x10; --full: and 5000x10, 30000x2)"
     )
+    parser.add_argument("--xtables-size", type=cluster.size, metavar="SxE", help="for mode iptables (5000x10)")
     parser.add_argument(
         "-o", "--output", type=Path, default=machine.TOP / "bench-results", help="directory (bench-results)"
     )
@@ -104,6 +106,7 @@ def _plan(options: argparse.Namespace, scratch: Path) -> plan.Plan:
         usual_frontends=options.usual_frontends or ((100, 5000, 30_000) if full else (100, 5000)),
         flows=options.flows,
         reference_sizes=options.reference_sizes or tuple(map(cluster.size, references)),
+        xtables_size=options.xtables_size or cluster.Size(5000, 10),
     )
 
 

@@ -30,6 +30,7 @@ class Plan:
     usual_frontends: tuple[int, ...]
     flows: int
     reference_sizes: tuple[cluster.Size, ...]
+    xtables_size: cluster.Size
     unsettled: int = 0
     progress: TextIO = field(default_factory=lambda: sys.stderr)
     _pages: dict[object, Path] = field(default_factory=dict)

@@ -128,11 +128,22 @@ def _nft(script: str) -> None:
     subprocess.run(["nft", script], check=True)
 
 
-def run(plan: Plan) -> report.Section:
-    """All layouts at the same time, in a namespace each; every round sends through each of them."""
+def compiled(plan: Plan) -> Path:
+    """The program that sends packets."""
     program = plan.scratch / "newflows"
     source = Path(__file__).resolve().parents[1] / "newflows.c"
     subprocess.run(["cc", "-O2", "-Wall", "-o", str(program), str(source)], check=True)
+    return program
+
+
+def through_services(client: Worker, node: Worker, number: int, size: cluster.Size, flows: int, turn: int) -> float:
+    """One round through the rules of a node, whatever they are: the nanoseconds of a first packet."""
+    return _send(client, node, number, Case("netagent", size.services), flows, seed=turn + 1)
+
+
+def run(plan: Plan) -> report.Section:
+    """All layouts at the same time, in a namespace each; every round sends through each of them."""
+    program = compiled(plan)
     cases = [Case(layout, frontends) for layout in ("conntrack", "nat", "netagent") for frontends in plan.frontends]
     cases += [Case("usual", frontends) for frontends in plan.usual_frontends]
     found: dict[Case, list[float]] = {case: [] for case in cases}
