@@ -33,7 +33,12 @@ _NAMED: Final = re.compile(
 )
 _BLOCK_SCALAR: Final = re.compile(r"[|>][+\-0-9]{0,3}[ \t]{0,20}(?:#[^\n]{0,200})?$", re.MULTILINE)
 _QUOTE: Final = re.compile(r"\\{0,3}[\"']")
-_QUOTED: Final = {'"': re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL), "'": re.compile(r"[^']*'")}
+# A value in quotes that goes on for longer than this is taken for one that is not closed, and its line goes.
+_MOST: Final = 4096
+_QUOTED: Final = {
+    '"': re.compile(rf'(?:[^"\\]|\\.){{0,{_MOST}}}"', re.DOTALL),
+    "'": re.compile(rf"[^']{{0,{_MOST}}}'"),
+}
 _BRACKETS: Final = {"{": "}", "[": "]"}
 
 _PEM: Final = re.compile(r"-----BEGIN [A-Z0-9 ]{1,60}-----.*?(?:-----END [A-Z0-9 ]{1,60}-----|\Z)", re.DOTALL)
@@ -135,7 +140,7 @@ def _value(given: str, found: re.Match[str]) -> tuple[int, str]:
             quoted = _QUOTED[closing].match(given, quote.end())
             end = quoted.end() if quoted else line_end
         else:
-            end = given.find(closing, quote.end())
+            end = given.find(closing, quote.end(), quote.end() + _MOST)
             end = line_end if end < 0 else end + len(closing)
         return end, f"{closing}{REMOVED}{closing}"
     if given[start] in _BRACKETS:

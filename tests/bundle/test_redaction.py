@@ -154,6 +154,9 @@ def test_hostile_text_costs_time_in_proportion_to_its_size() -> None:
         "eyJaaaa.",
         "a://",
         "name: token: ",
+        'token:"\\"\n',
+        "token:{\n",
+        '\\"token\\":\\"\n',
         "\n ",
     ):
         redaction.text(piece * (100_000 // len(piece)))
