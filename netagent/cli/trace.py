@@ -80,7 +80,8 @@ def trace(
     asked = options.source_of(**given)
     seen = _situation(asked, live=live)
     own = node_addresses.read_addresses()
-    tables = _tables(asked, seen, live=live)
+    # All elements of a large cluster take seconds to read; a live trace of an address reads them itself.
+    tables = {} if live and named else _tables(asked, seen, live=live)
     flows = (named,) if named else flow.of_service(target, _served(tables), node_addresses=own, source=sender)
     if not live:
         _rehearse(flows, tables, own, every_packet=every_packet, output=output)
@@ -120,7 +121,7 @@ def _tables(
     source: options.Source, seen: situation.Situation, *, live: bool
 ) -> Mapping[addresses.Family, ruleset.Table]:
     """Our tables: as the manifests want them; else as the kernel has them; else, where they cannot be read and nothing
-    is traced, as the running agent wants them. Empty if there are none, which only a live trace puts up with."""
+    is traced, as the running agent wants them."""
     from netagent.cli import situation
 
     if seen.origin is situation.Origin.FILES:
@@ -132,9 +133,6 @@ def _tables(
     held = {family: unwire.table_of(table, specs).table for family, table in kernel.tables.items() if table.exists}
     if held:
         return held
-    if live and not kernel.reason:
-        options.say("there are no tables of netagent in this network namespace")
-        return {}
     if not live and seen.origin is situation.Origin.AGENT:
         options.say(f"these are the rules that the running agent wants: {kernel.reason or 'the kernel has none'}")
         return _planned_tables(situation.look(source))
