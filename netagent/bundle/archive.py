@@ -11,7 +11,7 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from netagent.bundle import redaction
@@ -19,6 +19,8 @@ from netagent.bundle import redaction
 # Bytes, before compression.
 FILE_BYTES: Final = 4 << 20
 TOTAL_BYTES: Final = 32 << 20
+# Characters that are redacted beyond those that fit, as what is taken out makes room.
+_MARGIN: Final = 1 << 16
 MANIFEST: Final = "MANIFEST.txt"
 
 
@@ -70,12 +72,16 @@ class Archive:
 
     def add(self, name: str, made: str, content: object, *, keep: Keep = Keep.HEAD) -> None:
         """Add a file, without secrets and not larger than allowed."""
-        raw = as_text(content).encode("utf-8", "backslashreplace")
         room = min(self._file_bytes, self._left)
+        # Redacting takes time, and what is cut off behind need not be. What is cut off before does: a key whose
+        # beginning is missing would not be known for one.
+        most = room + _MARGIN if keep is Keep.HEAD else None
+        text, whole = as_text(content, most=most)
+        raw = text.encode("utf-8", "backslashreplace")
         note = ""
-        if len(raw) > room:
-            note = f"cut: the {keep.value} {room} of {len(raw)} bytes"
+        if len(raw) > room or not whole:
             raw = raw[:room] if keep is Keep.HEAD else raw[len(raw) - room :]
+            note = f"cut: only the {keep.value} {len(raw)} bytes are here"
         self._left -= len(raw)
         self.files.append(File(name, raw, made, note))
 
@@ -103,22 +109,34 @@ class Archive:
         return gzip.compress(packed.getvalue(), mtime=seconds)
 
 
-def as_text(content: object) -> str:
-    """What a collector returned, as text without secrets; a document becomes JSON with sorted keys.
+def as_text(content: object, *, most: int | None = None) -> tuple[str, bool]:
+    """What a collector returned, as text without secrets, and whether that is all of it. A document becomes JSON with
+    sorted keys.
 
-    Text is redacted as a whole and before it is cut: half a certificate would not be known for one.
+    With `most`, of text and lines characters beyond that many may be missing.
     """
     match content:
         case str():
-            return redaction.text(content)
+            return redaction.text(content[:most]), most is None or len(content) <= most
         case bytes():
-            return redaction.text(content.decode("utf-8", "backslashreplace"))
+            return as_text(content.decode("utf-8", "backslashreplace"), most=most)
         case dict() | list() | tuple():
-            return json.dumps(redaction.document(_plain(content)), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+            cleaned = redaction.document(_plain(content))
+            return json.dumps(cleaned, indent=2, sort_keys=True, ensure_ascii=False) + "\n", True
         case Iterable():
-            return redaction.text("".join(f"{line}\n" for line in content))
+            return as_text("".join(_first(content, most)), most=most)
         case _:
             raise TypeError(f"a collector returned {type(content).__name__}")
+
+
+def _first(lines: Iterable[object], most: int | None) -> Iterator[str]:
+    """Lines, until there are more than so many characters."""
+    size = 0
+    for line in lines:
+        yield f"{line}\n"
+        size += len(str(line)) + 1
+        if most is not None and size > most:
+            return
 
 
 def _plain(content: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 
 from netagent import errors
@@ -62,8 +63,8 @@ def test_a_file_that_is_too_large_is_cut_and_the_manifest_says_so() -> None:
     assert files["d/tail"] == "6789abcdef"
     assert files["d/what-is-left"] == "01234"
     assert files["d/nothing-left"] == ""
-    assert "head: 10 bytes; x; cut: the first 10 of 16 bytes" in files["d/MANIFEST.txt"]
-    assert "tail: 10 bytes; x; cut: the last 10 of 16 bytes" in files["d/MANIFEST.txt"]
+    assert "head: 10 bytes; x; cut: only the first 10 bytes are here" in files["d/MANIFEST.txt"]
+    assert "tail: 10 bytes; x; cut: only the last 10 bytes are here" in files["d/MANIFEST.txt"]
 
 
 def test_a_secret_is_taken_out_before_a_file_is_cut() -> None:
@@ -71,6 +72,13 @@ def test_a_secret_is_taken_out_before_a_file_is_cut() -> None:
     made = archive.Archive(file_bytes=100)
     made.add("journal", "x", "before\n" + key, keep=archive.Keep.TAIL)
     assert "S3cr3t" not in pack(made)["d/journal"]
+
+
+def test_of_endless_lines_no_more_is_taken_than_fits() -> None:
+    made = archive.Archive(file_bytes=100)
+    made.add("endless", "x", (f"line {number}" for number in itertools.count()))
+    assert pack(made)["d/endless"].startswith("line 0\nline 1\n")
+    assert made.files[0].note
 
 
 def test_documents_are_json_with_sorted_keys_and_bytes_need_not_be_utf_8() -> None:
