@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 
 _KEPT: Final = 100
 _LINES: Final = 20
+# Changes of so many operations at most are compared line by line, to see whether it is the same again. A storm that
+# takes away everything is not described anew each time: that would take longer than its repair.
+_COMPARED: Final = 200
 # Of one process name that goes on and on, this much is told in full in so many seconds; the rest is counted.
 _TOLD_SECONDS: Final = 10.0
 _TOLD_MOST: Final = 3
@@ -65,14 +68,14 @@ class Journal:
         self.total += 1
         found = Drift(now, tuple(by), operations, ())
         last = self._records[-1] if self._records else None
-        if last and _alike(last, found):
+        again = last is not None and _alike(last, found)
+        if not again or operations <= _COMPARED:
+            found.lines = _shown(lines)
+        if last and again and found.lines in ((), last.lines):
             last.times += 1
             last.by, last.at, last.repaired_at = found.by, now, None
             found = last
         else:
-            described = list(lines)
-            shown = tuple(map(escaping.printable, described[:_LINES]))
-            found.lines = (*shown, f"and {len(described) - _LINES} lines more") if len(described) > _LINES else shown
             self._records.append(found)
         self._open = found
         self._tell(found, now)
@@ -96,6 +99,12 @@ class Journal:
         log.warning("somebody changed our tables; repairing", extra=facts)
         for line in drift.lines if drift.times == 1 else ():
             log.warning("drift: %s", line)
+
+
+def _shown(lines: Iterable[str]) -> tuple[str, ...]:
+    described = list(lines)
+    shown = tuple(map(escaping.printable, described[:_LINES]))
+    return (*shown, f"and {len(described) - _LINES} lines more") if len(described) > _LINES else shown
 
 
 def _alike(one: Drift, other: Drift) -> bool:

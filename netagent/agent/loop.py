@@ -131,6 +131,7 @@ class Loop:
         self._reload = reload
         self._addresses = addresses
         self._clock = clock
+        self._syncs = reporting.SyncLog(clock=clock)
         self._conflicts = reporting.ConflictLog()
         self._stumbles = stumbles.StumbleLog(clock=clock)
         self._sweeper = sweeper.FlowSweeper(
@@ -337,7 +338,7 @@ class Loop:
         self._tell("synced", lambda observer: observer.synced(report))
 
     def _log(self, report: reconciler.SyncReport) -> None:
-        reporting.log_sync(report)
+        self._syncs.synced(report)
         self._conflicts.synced(report, self._reconciler.planner.forwarding)
 
     def _sync_failed(self, error: Exception, began: float) -> None:

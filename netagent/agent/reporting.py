@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from netagent.agent import reconciler
@@ -13,20 +16,40 @@ log = logging.getLogger("netagent")
 
 # Of one sync; somebody who claims every address of another Service fills no log.
 _CONFLICT_LINES: Final = 20
+# Syncs that only put right what others did are logged so many times in so many seconds.
+_REPAIRS_LOGGED: Final = 3
+_REPAIRS_SECONDS: Final = 10.0
 
 
-def log_sync(report: reconciler.SyncReport) -> None:
-    """One line for a sync; a quiet one is for those who debug."""
-    level = logging.INFO if report.operations else logging.DEBUG
-    log.log(
-        level,
-        "sync committed",
-        extra={
+class SyncLog:
+    """Logs a line for each sync; a quiet one is for those who debug.
+
+    Owns: when repairs were last logged. Use: `synced` after each sync.
+    Goals: somebody who never rests, and makes a repair of every sync, fills no log: the journal of drift counts it.
+    Threading: none.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._repairs: deque[float] = deque(maxlen=_REPAIRS_LOGGED)
+
+    def synced(self, report: reconciler.SyncReport) -> None:
+        """The kernel holds the plan."""
+        worth_telling = report.operations and (report.operations > report.drift or self._is_news())
+        facts = {
             "operations": report.operations,
             "transactions": report.transactions,
             "seconds": round(report.seconds, 4),
-        },
-    )
+        }
+        log.log(logging.INFO if worth_telling else logging.DEBUG, "sync committed", extra=facts)
+
+    def _is_news(self) -> bool:
+        """Whether a sync that does nothing but repair is to be told, as there were few of late."""
+        now = self._clock()
+        if len(self._repairs) == _REPAIRS_LOGGED and now < self._repairs[0] + _REPAIRS_SECONDS:
+            return False
+        self._repairs.append(now)
+        return True
 
 
 class SourceReporter:

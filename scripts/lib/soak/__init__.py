@@ -1,0 +1,1 @@
+"""scripts/soak: hours of churn, traffic and faults, and what became of the agent."""

@@ -1,0 +1,62 @@
+"""A short selection of the drills, and that none is forgotten. scripts/chaos runs all of them, for longer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import kernel
+from tests.chaos import catalogue, drills
+from tests.chaos.framework import Run
+
+_TOP = Path(__file__).parents[2]
+_QUICK = [drill.name for drill in drills.DRILLS.values() if drill.quick]
+
+
+@pytest.mark.parametrize("name", _QUICK)
+@kernel.isolated
+def test_a_drill_holds(name: str) -> None:
+    drill = drills.DRILLS[name]
+    drill.play(Run(drill.quick))
+
+
+def test_every_row_has_a_drill_or_a_test_that_is_there() -> None:
+    assert [row.number for row in catalogue.ROWS] == list(range(1, 51))
+    covered = {number for drill in drills.DRILLS.values() for number in drill.rows}
+    for row in catalogue.ROWS:
+        assert row.tests or row.number in covered, f"nothing shows row {row.number}"
+        for test in row.tests:
+            path, _, name = test.partition("::")
+            assert f"def {name}(" in (_TOP / "tests" / path).read_text(), test
+
+
+def test_a_drill_is_for_rows_that_there_are() -> None:
+    numbers = {row.number for row in catalogue.ROWS}
+    for drill in drills.DRILLS.values():
+        assert drill.rows, drill.name
+        assert set(drill.rows) <= numbers, drill.name
+
+
+def test_every_function_that_is_a_drill_is_in_the_list_of_the_script() -> None:
+    written = sum(path.read_text().count("\n@drill(") for path in Path(drills.__file__).parent.glob("*.py"))
+    listed = _chaos("--list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == list(drills.DRILLS)
+    assert len(listed) == written
+
+
+def test_the_page_has_the_table() -> None:
+    assert catalogue.table() in (_TOP / "docs" / "chaos.md").read_text(), "python -m tests.chaos --table"
+
+
+def test_an_unknown_drill_is_wrong_use() -> None:
+    done = _chaos("no-such-drill")
+    assert done.returncode == 2
+    assert "no-such-drill" in done.stderr
+
+
+def _chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.chaos", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=_TOP)

@@ -1,0 +1,1 @@
+"""Any order of anything: the kernel equals the plan after each quiet moment."""
