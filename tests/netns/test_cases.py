@@ -31,7 +31,7 @@ NEEDS_MEMORY = {"node-changes-node-deleted", "sync-lifecycle-bad-object"}
 
 
 def _replay(case: dict[str, Any], factory: planes.Factory, *, mode: str = "nftables", variant: str = "") -> None:
-    slow = case.get("requires") == ["slow"]
+    slow = _is_slow(case)
     reason = replay.unsupported(case, packets_only=True, slow=slow, mode=mode)
     if reason:
         pytest.skip(reason)
@@ -67,7 +67,7 @@ def slow_cases(request: pytest.FixtureRequest) -> Iterator[None]:
     """The slow cases that this process may come to, each in a process of its own while the others go on."""
     for item in request.session.items:
         chosen = getattr(item, "callspec", None)
-        if item.path != request.path or chosen is None or chosen.params["case"].get("requires") != ["slow"]:
+        if item.path != request.path or chosen is None or not _is_slow(chosen.params["case"]):
             continue
         case, variant = chosen.params["case"], chosen.params.get("variant", "")
         mode = "iptables" if variant else "nftables"
@@ -81,7 +81,12 @@ def slow_cases(request: pytest.FixtureRequest) -> Iterator[None]:
     aside_of.close()
 
 
-NFTABLES_CASES = [case for case in CASES if "nftables" in case["modes"]]
+def _is_slow(case: dict[str, Any]) -> bool:
+    return bool(case.get("requires") == ["slow"])
+
+
+# Slow ones last: by then they are through.
+NFTABLES_CASES = sorted((case for case in CASES if "nftables" in case["modes"]), key=_is_slow)
 
 
 @pytest.mark.parametrize("case", NFTABLES_CASES, ids=[case["id"] for case in NFTABLES_CASES])
@@ -94,7 +99,7 @@ _PART = 1 if os.environ.get("NETAGENT_TEST_ALL_CASES") else 4
 IPTABLES_CASES = [
     pytest.param(case, variant, id=f"{variant}-{case['id']}")
     for first, variant in enumerate(("legacy", "nft"))
-    for case in [case for case in CASES if "iptables" in case["modes"]][first::_PART]
+    for case in sorted([case for case in CASES if "iptables" in case["modes"]][first::_PART], key=_is_slow)
 ]
 
 
