@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,7 +22,9 @@ from netagent.nftables import constants as c
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 1 << 18
-_DUMP_ATTEMPTS = 5
+# A listing that others disturb is repeated so often, with pauses that grow by so much (seconds): some 20 ms in all.
+_DUMP_ATTEMPTS = 12
+_DUMP_PAUSE = 0.0003
 _MAX_ERRNO = 4095  # linux/err.h
 # Room for the acknowledgements of one transaction: errors only, but there may be one for each message.
 _RECEIVE_BUFFER = 4 << 20
@@ -46,6 +49,10 @@ def message(kind: int, family: int, flags: int, payload: bytes, sequence: int = 
         + bytes((family, c.NFNETLINK_V0, 0, 0))
         + payload
     )
+
+
+class _DisturbedError(InterruptedError):
+    """A dump came to its end, and the ruleset changed meanwhile."""
 
 
 class NftablesSocket:
@@ -167,8 +174,8 @@ class NftablesSocket:
     def dump(self, kind: int, family: int, payload: bytes = b"") -> Iterator[tuple[int, bytes]]:
         """Yield (message type, attributes) of a dump, without the nf_tables header.
 
-        InterruptedError if the ruleset changed meanwhile in a way that makes the dump incomplete; OSError with the
-        kernel's code if it refuses (ENOENT: no such table or set).
+        InterruptedError at its end if the ruleset changed meanwhile, so that something may be missing; OSError with
+        the kernel's code if it refuses (ENOENT: no such table or set).
         """
         self._sequence += 1
         sequence = self._sequence
@@ -185,7 +192,7 @@ class NftablesSocket:
                     if code:
                         raise OSError(code, _error_text(code, flags, body))
                     if interrupted:
-                        raise InterruptedError(errno.EINTR, "the ruleset changed while it was read")
+                        raise _DisturbedError(errno.EINTR, "the ruleset changed while it was read")
                     return
                 yield answer & 0xFF, body[4:]
 
@@ -205,12 +212,23 @@ class NftablesSocket:
                     return None
                 raise OSError(code or errno.EBADMSG, _error_text(code, flags, body))
 
-    def dump_all(self, kind: int, family: int, payload: bytes = b"") -> list[bytes]:
-        """The attributes of every object of a dump, repeated until nobody changed the ruleset meanwhile."""
-        for _ in range(_DUMP_ATTEMPTS - 1):
-            with contextlib.suppress(InterruptedError):
-                return [body for _, body in self.dump(kind, family, payload)]
-        return [body for _, body in self.dump(kind, family, payload)]
+    def dump_all(self, kind: int, family: int, payload: bytes = b"", *, ours_alone: bool = False) -> list[bytes]:
+        """The attributes of every object of a dump, repeated until nobody changed the ruleset meanwhile.
+
+        The kernel says that a dump was disturbed whatever it was that changed. `ours_alone`: it lists the content of a
+        table that nobody else can change, so it is whole all the same. InterruptedError if others never rest.
+        """
+        for attempt in range(_DUMP_ATTEMPTS):
+            time.sleep(_DUMP_PAUSE * attempt)
+            found: list[bytes] = []
+            try:
+                found.extend(body for _, body in self.dump(kind, family, payload))
+            except _DisturbedError as error:
+                disturbed = error
+                if not ours_alone:
+                    continue
+            return found
+        raise disturbed
 
     def generation(self) -> int:
         """The kernel's ruleset number of this network namespace; every commit of anybody adds one."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -116,10 +117,11 @@ def _read_table(
     proto = wire.NFPROTO[family]
     if not table.exists:
         return table
+    ours_alone = table.owner == socket.port
     generation = socket.generation()
     in_table = wire.text(c.NFTA_SET_TABLE, ruleset.TABLE_NAME)
     counts: dict[str, int] = {}
-    for body in socket.dump_all(c.NFT_MSG_GETSET, proto, in_table):
+    for body in socket.dump_all(c.NFT_MSG_GETSET, proto, in_table, ours_alone=ours_alone):
         attributes = dict(netlink.attributes(body))
         actual = _set(attributes)
         if c.NFTA_SET_COUNT in attributes:
@@ -127,32 +129,35 @@ def _read_table(
         # A nameless set belongs to a rule, and goes with it.
         if not actual.flags & c.NFT_SET_ANONYMOUS:
             table.sets[actual.name] = actual
-    table.chains = read_chains(socket, family)
+    table.chains = read_chains(socket, family, ours_alone=ours_alone)
     for name, spec in specs.items():
         if name in table.sets and declared_as(table.sets[name], spec, family) and not spec.dynamic:
-            table.elements[name] = _all_elements(socket, spec, family, counts.get(name), generation)
+            elements = functools.partial(read_elements, socket, spec, family, ours_alone=ours_alone)
+            table.elements[name] = _all_elements(
+                elements, counts.get(name), unchanged=lambda: ours_alone or socket.generation() == generation
+            )
     return table
 
 
 def _all_elements(
-    socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family, count: int | None, generation: int
+    read: Callable[[], ruleset.Elements], count: int | None, *, unchanged: Callable[[], bool]
 ) -> ruleset.Elements:
     """All elements of a set, however the kernel is moving them about.
 
     A hash table that has just grown is rehashed in the background, and a listing meanwhile may pass elements over
     (measured: some 20 of 60,000, right after they were added). It never invents any, so several are put together until
-    the set's own count is reached, or, on kernels that do not tell it, until one more brings nothing new. The count is
-    that of `generation`; once somebody has committed since, all of this has to be read again anyway.
+    the set's own count is reached, or, on kernels that do not tell it, until one more brings nothing new. The count
+    holds as long as the table is `unchanged`; once somebody has committed, all of this has to be read again anyway.
     """
-    elements = read_elements(socket, spec, family)
+    elements = read()
     for attempt in range(_LISTINGS):
         if len(elements) == count or (count is None and len(elements) < _NEVER_REHASHED):
             break
-        if socket.generation() != generation:
+        if not unchanged():
             break
         time.sleep(_REHASH_SECONDS * attempt)
         known = len(elements)
-        elements.update(read_elements(socket, spec, family))
+        elements.update(read())
         if count is None and len(elements) == known:
             break
     return elements
@@ -187,8 +192,10 @@ def _set(attributes: dict[int, bytes]) -> ActualSet:
     )
 
 
-def read_chains(socket: netlink.NftablesSocket, family: addresses.Family) -> dict[str, ActualChain]:
-    """The chains of our table, with their rules, by name."""
+def read_chains(
+    socket: netlink.NftablesSocket, family: addresses.Family, *, ours_alone: bool = False
+) -> dict[str, ActualChain]:
+    """The chains of our table, with their rules, by name. `ours_alone`: nobody else can change the table."""
     proto = wire.NFPROTO[family]
     hooks: dict[str, tuple[bool, ruleset.Hook | None]] = {}
     rules: dict[str, list[CanonicalRule]] = {}
@@ -200,7 +207,7 @@ def read_chains(socket: netlink.NftablesSocket, family: addresses.Family) -> dic
                 hooks[name] = (c.NFTA_CHAIN_HOOK in attributes, _hook(attributes))
                 rules[name] = []
         in_table = wire.text(c.NFTA_RULE_TABLE, ruleset.TABLE_NAME)
-        for body in socket.dump_all(c.NFT_MSG_GETRULE, proto, in_table):
+        for body in socket.dump_all(c.NFT_MSG_GETRULE, proto, in_table, ours_alone=ours_alone):
             attributes = dict(netlink.attributes(body))
             if _text(attributes[c.NFTA_RULE_TABLE]) == ruleset.TABLE_NAME:
                 chain = _text(attributes[c.NFTA_RULE_CHAIN])
@@ -235,10 +242,13 @@ def canonical(expressions: bytes) -> CanonicalRule:
     return tuple(result)
 
 
-def read_elements(socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family) -> ruleset.Elements:
-    """All elements of one of our sets; {} if it does not exist."""
+def read_elements(
+    socket: netlink.NftablesSocket, spec: ruleset.SetSpec, family: addresses.Family, *, ours_alone: bool = False
+) -> ruleset.Elements:
+    """All elements of one of our sets; {} if it does not exist. `ours_alone`: nobody else can change the table."""
     try:
-        bodies = socket.dump_all(c.NFT_MSG_GETSETELEM, wire.NFPROTO[family], _listing_of(spec))
+        listing = _listing_of(spec)
+        bodies = socket.dump_all(c.NFT_MSG_GETSETELEM, wire.NFPROTO[family], listing, ours_alone=ours_alone)
     except OSError as error:
         if error.errno == errno.ENOENT:
             return {}

@@ -43,6 +43,21 @@ def test_a_change_is_recorded_with_who_what_and_when_it_was_repaired(journal: dr
     assert journal.records()[0].repaired_at == clock.now
 
 
+def test_changes_of_other_objects_are_told_apart_though_as_many_operations_repair_them(journal: drift.Journal) -> None:
+    journal.found([NFT], 1, ["+ cluster_ips 10.96.0.1"])
+    journal.found([NFT], 1, ["+ cluster_ips 10.96.0.2"])
+    assert [record.lines for record in journal.records()] == [
+        ("+ cluster_ips 10.96.0.1",),
+        ("+ cluster_ips 10.96.0.2",),
+    ]
+
+
+def test_a_storm_that_takes_away_much_is_described_once(journal: drift.Journal) -> None:
+    journal.found([NFT], 5000, ["+ the whole table"])
+    journal.found([NFT], 5000, (pytest.fail("described again") for _ in range(1)))
+    assert [record.times for record in journal.records()] == [2]
+
+
 def test_the_same_again_is_counted_and_anything_else_is_a_record_of_its_own(
     journal: drift.Journal, clock: Clock
 ) -> None:

@@ -112,3 +112,18 @@ def test_the_agent_tells_of_conflicts_while_it_runs(caplog: pytest.LogCaptureFix
 
 def builders_of_web() -> tuple[objects.Object, ...]:
     return (builders.service(), builders.endpoint_slice("web", "10.180.0.1"))
+
+
+def test_a_storm_of_repairs_is_logged_a_few_times_and_what_is_new_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="netagent")
+    now = [0.0]
+    told = reporting.SyncLog(clock=lambda: now[0])
+    repair = reconciler.SyncReport(7, 1, 0.0, (), drift=7)
+    for _ in range(50):
+        told.synced(repair)
+    assert len(caplog.records) == 3
+    told.synced(repair._replace(operations=9))
+    assert len(caplog.records) == 4, "it did more than repair"
+    now[0] = 60.0
+    told.synced(repair)
+    assert len(caplog.records) == 5, "a while later it is news again"

@@ -193,6 +193,12 @@ def test_a_dump_that_was_disturbed_is_repeated_until_it_is_whole() -> None:
     assert found.dump_all(c.NFT_MSG_GETTABLE, c.NFPROTO_IPV4) == [wire.number(1, 5)]
 
 
+def test_a_listing_of_a_table_that_nobody_else_can_change_is_whole_whatever_else_changes() -> None:
+    disturbed = _answer(0x0A00, 1, bytes(4) + wire.number(1, 5), c.NLM_F_DUMP_INTR) + _answer(c.NLMSG_DONE, 1, bytes(4))
+    found = _socket(disturbed)
+    assert found.dump_all(c.NFT_MSG_GETTABLE, c.NFPROTO_IPV4, ours_alone=True) == [wire.number(1, 5)]
+
+
 # What is in the messages -----------------------------------------------------------------------------------------
 
 

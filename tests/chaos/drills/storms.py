@@ -98,25 +98,41 @@ def firewall_reload(run: Run) -> None:
             assert live_agent.listings() == before
 
 
-@drill("busy-neighbour", 8, quick=1, full=10)
+@drill("busy-neighbour", 8, 9, quick=1, full=10)
 def busy_neighbour(run: Run) -> None:
-    """Commits between others' commits: those that depend on a reading are tried again a bounded number of times when
-    the kernel says that it is stale, and then land; those that depend on nothing read are not disturbed at all."""
+    """Commits between those of a neighbour that never rests: what depends on a reading is tried again a bounded number
+    of times when the kernel says that it is stale, and then lands; a table that we own is read whole all the same."""
     before, after = states.before_and_after()
     for _ in run.rounds():
         kernel.fresh()
-        with states.opened() as ours, _neighbour(*_TABLE) as commits:
-            for state in (before, after) * 10:
-                ours.read()  # what follows depends on it
+        with states.opened(owns=True) as ours, _neighbour(*_TABLE) as commits:
+            landed = before
+            want(ours, before)
+            ours.commit()
+            for state in (after, before, after) * 10:
+                if not _read(run, ours):
+                    continue
+                landed = state
                 want(ours, state)
                 ours.update({**before, **after}, state)
                 done = ours.commit()
                 assert done.conflicts <= backend._GUARDED_ATTEMPTS
                 run.count("commits that depended on a reading")
                 run.count("conflicts", done.conflicts)
-        run.count("commits of the neighbour", int.from_bytes(commits[:]))
+            run.count("commits of the neighbour", int.from_bytes(commits[:]))
         with states.opened() as fresh:
-            assert not states.differences(fresh, after)
+            assert not states.differences(fresh, landed)
+        assert run.counts["commits that depended on a reading"], "not one reading was whole"
+
+
+def _read(run: Run, ours: backend.Backend) -> bool:
+    """Read everything; False if others did not let us, which it says."""
+    try:
+        ours.read()
+    except errors.NetagentError:
+        run.count("readings that were given up, and said so")
+        return False
+    return True
 
 
 _TABLE = (transaction.AddTable(Family.IPV4), transaction.DeleteTable(Family.IPV4))
@@ -166,10 +182,7 @@ def disturbed_readings(run: Run) -> None:
         with _neighbour(*theirs, table=b"netagent", pause=0.002) as commits, states.opened() as held:
             interrupted = _counted_interruptions(held)
             for _ in range(40):
-                try:
-                    held.read()
-                except errors.NetagentError:
-                    run.count("readings that were given up, and said so")
+                if not _read(run, held):
                     continue
                 pending = states.differences(held, state)
                 run.count("whole readings")
