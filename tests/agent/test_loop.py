@@ -90,7 +90,8 @@ class Kernel:
     """A backend whose kernel is a dictionary: it compares, commits all or nothing, and can be meddled with.
 
     `commits` has when each one came that did something, `tries` when the last ones were tried. `refuse` makes so many
-    of them fail, and `cannot_take` has the keys that make one fail with anything new at them; `broken` has what a method raises, once, or as long as it stands there if `for_ever`.
+    of them fail, and `cannot_take` has the keys that make one fail with anything new at them; `broken` has what a
+    method raises, once, or as long as it stands there if `for_ever`.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
