@@ -51,7 +51,7 @@ ROWS = (
     Row(
         5,
         "the agent is killed after a commit, before stale flows are dropped",
-        "the next one converges, and drops them",
+        "the next one converges, and drops the flows of endpoints that went",
         (
             "netns/test_cases.py::test_packets_go_where_the_case_says",
             "agent/test_loop.py::test_after_a_failure_stale_flows_are_still_dropped_and_only_once",
@@ -129,6 +129,7 @@ ROWS = (
         (
             "nftables/test_capacity.py::test_a_set_that_is_outgrown_is_made_anew_with_its_table_in_one_transaction",
             "nftables/test_culprits.py::test_what_the_kernel_refuses_for_want_of_memory_is_nobodys_fault",
+            "nftables/test_culprits.py::test_a_service_that_the_kernel_refuses_is_named_and_set_aside_and_all_others_are_committed",
         ),
     ),
     Row(
@@ -311,7 +312,7 @@ ROWS = (
             "netns/test_conntrack_kernel.py::test_many_rules_and_many_flows_come_to_the_same_result",
             "test_conntrack.py::test_many_rules_cost_one_listing",
         ),
-        "scripts/bench measures memory with many flows",
+        "as many as the table takes, by default 262,144 (`nf_conntrack_max` is for all namespaces together)",
     ),
     Row(
         37,

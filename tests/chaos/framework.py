@@ -29,6 +29,7 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.measures: dict[str, list[float]] = {}
         self.notes: list[str] = []
+        self._seconds = seconds
         self._until = None if seconds is None else time.monotonic() + seconds
         self._tell = tell
         self._told_at = 0.0
@@ -39,6 +40,10 @@ class Run:
             if number and self._until is not None and time.monotonic() >= self._until:
                 return
             yield number
+
+    def at_most(self, seconds: float) -> float:
+        """How long something may go on that could take so many seconds."""
+        return seconds if self._seconds is None else min(seconds, self._seconds)
 
     def count(self, what: str, times: int = 1) -> None:
         """It happened so many times more."""

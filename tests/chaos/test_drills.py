@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests import kernel
+from tests import kernel, patience
 from tests.chaos import catalogue, drills
 from tests.chaos.framework import Run
 
@@ -60,3 +61,29 @@ def test_an_unknown_drill_is_wrong_use() -> None:
 def _chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.chaos", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=_TOP)
+
+
+@kernel.isolated
+def test_an_interrupted_run_leaves_no_process_behind() -> None:
+    command = [sys.executable, "-m", "tests.chaos", "stopped"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_TOP, text=True)
+    try:
+        patience.until(lambda: _agents_of(process.pid), "an agent runs")
+        begun = _agents_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        report, said = process.communicate(timeout=patience.HANGS)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "0 of 0 drills held" in report
+    patience.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in begun), f"{begun} are gone")
+
+
+def _agents_of(pid: int) -> list[int]:
+    """The processes below this one that are a `netagent run`."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if b"netagent\0-v\0run" in Path(f"/proc/{child}/cmdline").read_bytes():
+            found.append(int(child))
+        found += _agents_of(int(child))
+    return found

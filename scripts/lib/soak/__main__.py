@@ -23,12 +23,12 @@ from demo.__main__ import MORE_WEB_PODS, TOP, _require_privacy
 from demo.clients import Target, ask
 from demo.cluster import Manifests, Pod
 from demo.pods import PodServers
+
 from soak import figures
 from soak.agent import Agent
 from soak.churn import PROBE_ADDRESS, PROBE_PORT, Churn
 from soak.faults import Faults
 from soak.traffic import Traffic
-
 from tests.apiserver import ApiServer, Cluster
 
 _CLIENT = Pod("soak-client", universe.NODE, ("10.244.1.100", "fd00:10:244:1::100"))
@@ -54,8 +54,8 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/soak",
-        description="netagent run with churn, traffic and faults. Exit code 1 if a connection to a Service with healthy "
-        "endpoints failed, or if memory, descriptors or lag grew.",
+        description="netagent run with churn, traffic and faults. Exit code 1 if a connection to a Service with "
+        "healthy endpoints failed, or if memory, descriptors or lag grew.",
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="how long (default: 5)")
     parser.add_argument("--seed", type=int, default=6, help="for another order of things")

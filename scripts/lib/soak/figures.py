@@ -39,7 +39,8 @@ class Minute(NamedTuple):
 
 
 HEAD = (
-    "| minute | connections | failed | events | lag, median | lag, most | memory, MiB | descriptors | processor | faults |\n"
+    "| minute | connections | failed | events | lag, median | lag, most | memory, MiB | descriptors | processor "
+    "| faults |\n"
     "|---|---|---|---|---|---|---|---|---|---|"
 )
 

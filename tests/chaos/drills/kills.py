@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import socket
+import subprocess
 import time
 from typing import NoReturn
 
 from netagent.nftables import backend
+from tests import patience
 from tests.chaos import agents, states
 from tests.chaos.framework import Run, drill
 from tests.nftables.test_backend_kernel import want
@@ -115,26 +119,88 @@ def _restart(run: Run, target: states.State, expected: int) -> None:
         assert again.commit() == backend.Commit(0, 0, 0), "nothing had changed"
 
 
+_EDITS = (
+    "delete table ip netagent",
+    "flush map ip netagent backends",
+    "add rule ip netagent services counter",
+    "add element ip netagent cluster_ips { 10.9.9.9 }",
+)
+
+
 @drill("kill-agent", 4, 5, full=25)
 def kill_agent(run: Run) -> None:
     """`netagent run` that is killed at any moment while its cluster changes is right again after a restart; a restart
     on an unchanged cluster changes nothing."""
     dice = random.Random(5)
     with agents.Cluster() as cluster:
-        for _ in run.rounds():
-            with agents.Agent(cluster, owned=True) as agent:
+        for number in run.rounds():
+            owned = bool(number % 2)
+            with agents.Agent(cluster, owned=owned) as agent:
                 run.measured("from start to right", agent.until_right())
                 for _ in range(dice.randrange(1, 6)):
                     cluster.change(dice)
+                    if not owned and dice.random() < 0.5:
+                        run.count("edits by others", agents.quietly(dice.choice(_EDITS)))
                     time.sleep(dice.uniform(0, 0.03))
                 agent.process.kill()
                 run.count("kills")
-            with agents.Agent(cluster, owned=True) as agent:
+            with agents.Agent(cluster, owned=owned) as agent:
                 agent.until_right()
                 agent.until_said("sync committed")
                 run.count("operations of restarts", sum(agent.operations()))
                 agent.process.kill()
-            with agents.Agent(cluster, owned=True, talk="-vv") as agent:
+            with agents.Agent(cluster, owned=owned, talk="-vv") as agent:
                 agent.until_said("sync committed operations=0 ")
                 assert not sum(agent.operations()), "nothing had changed"
                 run.count("restarts with zero operations")
+
+
+# The process dies at the very moment when it has committed and would have stale flows looked for.
+_DIES = """
+import os, signal
+from netagent.agent import sweeper
+sweeper.FlowSweeper.submit = lambda self, rules: os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@drill("kill-before-cleanup", 5, 37, quick=1, full=10)
+def kill_before_cleanup(run: Run) -> None:
+    """An agent that is killed after a commit and before the flows of an endpoint that went are dropped: the next one
+    drops them, and those of the endpoints that stay go on."""
+    for command in ("link set lo up", "addr add 192.0.2.1/32 dev lo", "route add local 10.0.0.0/8 dev lo"):
+        subprocess.run(["ip", *command.split()], check=True)
+    for _ in run.rounds():
+        with agents.Cluster(services=0) as cluster:
+            cluster.serve(1, [1, 2], protocol="UDP")
+            cluster.write()
+            with agents.Agent(cluster) as agent:
+                agent.until_right()
+            while len(_flow_endpoints()) < 2:
+                _send_datagrams()
+            with agents.Agent(cluster, preface=_DIES) as agent:
+                cluster.serve(1, [2], protocol="UDP")
+                cluster.write()
+                patience.until(lambda dying=agent: not dying.alive(), "it is killed")
+                assert agent.process.returncode == -signal.SIGKILL
+            run.count("kills between commit and cleanup")
+            with agents.Agent(cluster) as agent:
+                agent.until_right()
+                patience.until(lambda: _flow_endpoints() == {"10.180.1.2"}, lambda: f"flows to {_flow_endpoints()}")
+                run.count("restarts that dropped the stale flows, and no other")
+                assert agent.end() == 0
+            subprocess.run(["conntrack", "-F"], check=True, capture_output=True)
+
+
+def _send_datagrams() -> None:
+    for _ in range(8):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("192.0.2.1", 0))
+            with contextlib.suppress(ConnectionRefusedError):  # nobody listens
+                sender.sendto(b"?", (agents.cluster_ip(1), 80))
+
+
+def _flow_endpoints() -> set[str]:
+    """The endpoints that flows to the Service lead to."""
+    command = ["conntrack", "-L", "-p", "udp", "--orig-dst", agents.cluster_ip(1)]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {line.split("src=")[2].split()[0] for line in listed.splitlines() if line.count("src=") == 2}

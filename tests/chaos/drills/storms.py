@@ -38,7 +38,7 @@ def flush_storm(run: Run) -> None:
                 agent.until_right()
                 rss, cpu = agent.rss_bytes(), agent.cpu_seconds()
                 flushes = agents.repeatedly(
-                    lambda: kernel.nft("flush ruleset"), per_second=_PER_SECOND, seconds=_SECONDS
+                    lambda: kernel.nft("flush ruleset"), per_second=_PER_SECOND, seconds=run.at_most(_SECONDS)
                 )
                 run.measured("processor time of the agent in the storm", agent.cpu_seconds() - cpu)
                 run.measured("from the end of the storm to right", agent.until_right())
@@ -63,7 +63,7 @@ def flush_storm_owned(run: Run) -> None:
                 run.count(
                     "flushes",
                     agents.repeatedly(
-                        lambda: kernel.nft("flush ruleset"), per_second=_PER_SECOND, seconds=_SECONDS / 2
+                        lambda: kernel.nft("flush ruleset"), per_second=_PER_SECOND, seconds=run.at_most(_SECONDS)
                     ),
                 )
                 refused = sum(not agents.quietly(f"delete table {name}") for name in before)
@@ -211,8 +211,7 @@ def _counted_interruptions(held: backend.Backend) -> list[int]:
 def lost_notices(run: Run) -> None:
     """A burst of 50,000 elements of somebody else, and a receive buffer that holds a few: the kernel says that notices
     are lost, everything is read anew, and what was done to our tables meanwhile is put right."""
-    held, elements = monitor._RECEIVE_BUFFER, (f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(50_000))
-    burst = f"add table ip theirs; add set ip theirs s {{ type ipv4_addr; elements = {{ {', '.join(elements)} }} }}"
+    held = monitor._RECEIVE_BUFFER
     state = states.before_and_after()[0]
     monitor._RECEIVE_BUFFER = 4096
     try:
@@ -221,7 +220,7 @@ def lost_notices(run: Run) -> None:
             with test_mirror.watching(states.CLIENTS) as ours:
                 want(ours, state)
                 ours.commit()
-                kernel.nft(f"{burst}\ndelete element ip netagent cluster_ips {{ 10.96.0.2 }}")
+                _burst(then="delete element ip netagent cluster_ips { 10.96.0.2 }")
                 with test_mirror.counted_dumps(ours) as dumps:
                     assert ours.follow() is not None
                 run.count("notices of the burst", 50_000)
@@ -233,3 +232,13 @@ def lost_notices(run: Run) -> None:
                 assert not states.differences(fresh, state)
     finally:
         monitor._RECEIVE_BUFFER = held
+
+
+def _burst(*, then: str) -> None:
+    """50,000 elements of somebody else, in pieces that fit into anybody's send buffer, and then this."""
+    kernel.nft("add table ip theirs; add set ip theirs s { type ipv4_addr; }")
+    for first in range(0, 50_000, 2000):
+        numbers = range(first, first + 2000)
+        elements = ", ".join(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}" for number in numbers)
+        kernel.nft(f"add element ip theirs s {{ {elements} }}")
+    kernel.nft(then)
