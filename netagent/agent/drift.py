@@ -19,9 +19,10 @@ _LINES: Final = 20
 # Changes of so many operations at most are compared line by line, to see whether it is the same again. A storm that
 # takes away everything is not described anew each time: that would take longer than its repair.
 _COMPARED: Final = 200
-# Of one process name that goes on and on, this much is told in full in so many seconds; the rest is counted.
+# In so many seconds, the same again is told so often, and all together in so many lines; the rest is counted.
 _TOLD_SECONDS: Final = 10.0
 _TOLD_MOST: Final = 3
+_TOLD_LINES: Final = 80
 
 
 class Drift(msgspec.Struct):
@@ -54,7 +55,8 @@ class Journal:
         self._records: deque[Drift] = deque(maxlen=_KEPT)
         self._open: Drift | None = None
         self._told_since = 0.0
-        self._told = 0
+        self._told = 0  # of the same again
+        self._told_lines = 0
         self._untold = 0
         self.total = 0
 
@@ -90,14 +92,17 @@ class Journal:
         if not self._told_since <= now < self._told_since + _TOLD_SECONDS:
             if self._untold:
                 log.warning("our rules were changed %d times more", self._untold)
-            self._told_since, self._told, self._untold = now, 0, 0
-        if self._told >= _TOLD_MOST:
+            self._told_since, self._told, self._told_lines, self._untold = now, 0, 0, 0
+        again = drift.times > 1
+        lines = () if again else drift.lines
+        if self._told_lines + len(lines) >= _TOLD_LINES or (again and self._told >= _TOLD_MOST):
             self._untold += 1
             return
-        self._told += 1
+        self._told += again
+        self._told_lines += 1 + len(lines)
         facts = {"operations": drift.operations, "by": ", ".join(map(str, drift.by)) or "unknown"}
         log.warning("somebody changed our tables; repairing", extra=facts)
-        for line in drift.lines if drift.times == 1 else ():
+        for line in lines:
             log.warning("drift: %s", line)
 
 

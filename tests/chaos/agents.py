@@ -9,6 +9,7 @@ import ctypes
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+
+import pytest
 
 from tests import builders, kernel, patience
 from tests.agent import live_agent
@@ -210,6 +213,12 @@ def netagent(*arguments: str | Path, before: Sequence[str] = ()) -> subprocess.C
         check=False,
         preexec_fn=die_with_parent,
     )
+
+
+def needs(program: str) -> None:
+    """Skip the drill where this program is not installed."""
+    if shutil.which(program) is None:
+        pytest.skip(f"not installed: {program}")
 
 
 def quietly(script: str) -> bool:

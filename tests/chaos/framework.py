@@ -19,7 +19,7 @@ DRILLS: dict[str, Drill] = {}
 class Run:
     """One run of a drill.
 
-    Use: `rounds()` is the loop of the drill; `count`, `measured` and `note` are what the report has. Owns: its counts.
+    Use: `rounds()` is the loop of the drill; `count` and `measured` are what the report has. Owns: its counts.
     With `tell`, a line of JSON goes to that descriptor now and then, for whoever shows that it goes on.
     """
 
@@ -28,7 +28,6 @@ class Run:
         self.most = most
         self.counts: Counter[str] = Counter()
         self.measures: dict[str, list[float]] = {}
-        self.notes: list[str] = []
         self._seconds = seconds
         self._until = None if seconds is None else time.monotonic() + seconds
         self._tell = tell
@@ -55,15 +54,11 @@ class Run:
         """It took so many seconds, this time."""
         self.measures.setdefault(what, []).append(seconds)
 
-    def note(self, text: str) -> None:
-        """Something for the report that is neither a count nor a time."""
-        self.notes.append(text)
-
     def told(self) -> None:
         """Tell how far it is."""
         if self._tell is not None:
             self._told_at = time.monotonic()
-            found = {"counts": dict(self.counts), "measures": self.measures, "notes": self.notes}
+            found = {"counts": dict(self.counts), "measures": self.measures}
             os.write(self._tell, json.dumps(found).encode() + b"\n")
 
 

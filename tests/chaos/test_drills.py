@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import kernel, patience
+from tests.chaos import __main__ as program
 from tests.chaos import catalogue, drills
 from tests.chaos.framework import Run
 
@@ -61,6 +62,21 @@ def test_an_unknown_drill_is_wrong_use() -> None:
 def _chaos(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.chaos", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=_TOP)
+
+
+def test_a_promise_that_is_broken_is_in_the_report_and_in_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drill = drills.DRILLS["flush-storm"]
+    result = program.Result(drill, 1.5, {"flushes": 200}, {"back": [0.25, 0.5, 1.0]}, "AssertionError: too late", "")
+    monkeypatch.setattr(program, "_played", lambda *given: result)
+    monkeypatch.setattr(program.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["scripts/chaos", "flush-storm"])
+    assert program.main() == 1
+    report = capsys.readouterr().out
+    assert "| flush-storm | 1 | FAILED | 1.5 | 200 flushes | back: 0.500, 1.000 |" in report
+    assert "AssertionError: too late" in report
+    assert "0 of 1 drills held" in report
 
 
 @kernel.isolated

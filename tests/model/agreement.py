@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from netagent import settings
 from netagent.agent import planner, reconciler
@@ -55,13 +55,11 @@ def _odds(table: ruleset.Table, packet: walk.Packet, host: walk.Host) -> object:
 
 
 def packets(
-    current: dict[frontends.FrontendKey, frontends.Frontend] | frontends.FrontendKey | object,
-    rules: tuple[node.NodeRules, ...],
-    family: Family,
+    current: Iterable[frontends.FrontendKey], rules: tuple[node.NodeRules, ...], family: Family
 ) -> Iterator[walk.Packet]:
     """The first packets of connections to every frontend of a family, from everywhere, and to nobody's."""
     own = addresses.parse_address(HOST[family])
-    targets = {(key.address or own, key.protocol, key.port) for key in current if key.family is family}  # type: ignore[attr-defined]
+    targets = {(key.address or own, key.protocol, key.port) for key in current if key.family is family}
     targets |= {(addresses.parse_address(text), Protocol.TCP, 80) for text in _NOBODYS[family]}
     targets |= {(address, protocol, 9) for address, protocol, _ in targets}
     interface = _pod_interface(rules)

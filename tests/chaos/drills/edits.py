@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from netagent.model import addresses, objects
 from netagent.model.addresses import Family
 from netagent.nftables import backend, layout, readback, text
 from tests import builders, kernel
-from tests.chaos import agents
+from tests.chaos import agents, states
 from tests.chaos.framework import Run, drill
 
 _TABLE = "ip netagent"
@@ -63,9 +64,8 @@ def edited_orphan(run: Run) -> None:
         with _agent() as reading:
             reading.prepare()
             for _ in range(dice.randrange(4)):
-                _, edit = _any_edit(dice, reading)
                 # Of a table that outlives its owner, some flags can never change.
-                done = agents.quietly(edit.script)
+                done = agents.quietly(any_script(dice, reading.backend))  # type: ignore[arg-type]
                 run.count("edits of orphans" if done else "edits that the kernel refused")
                 reading.backend.read()
         with _agent(owns=True) as adopter:
@@ -75,6 +75,25 @@ def edited_orphan(run: Run) -> None:
         with _agent(owns=True) as again:
             assert again.sync().operations == 0
         assert _without_owner() == before
+
+
+@drill("edits-under-agent", 2, full=100)
+def edits_under_agent(run: Run) -> None:
+    """`netagent run` without ownership repairs every edit by itself; `netagent drift` lists the last ones, with the
+    process and what it did."""
+    dice = random.Random(22)
+    with agents.Cluster() as cluster, agents.Agent(cluster) as agent:
+        agent.until_right()
+        for _ in run.rounds():
+            with states.opened() as held:
+                script = any_script(dice, held)
+            if agents.quietly(script):
+                run.count("edits")
+                run.measured("from an edit to right", agent.until_right())
+        listed = json.loads(agents.netagent("drift", "-o", "json").stdout)["items"]
+        run.count("records in the journal", len(listed))
+        assert listed, "the journal is empty"
+        assert all(found["by"] and found["lines"] and found["repairedAt"] for found in listed), listed[-1]
 
 
 def _without_owner() -> dict[str, object]:

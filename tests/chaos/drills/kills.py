@@ -167,6 +167,7 @@ sweeper.FlowSweeper.submit = lambda self, rules: os.kill(os.getpid(), signal.SIG
 def kill_before_cleanup(run: Run) -> None:
     """An agent that is killed after a commit and before the flows of an endpoint that went are dropped: the next one
     drops them, and those of the endpoints that stay go on."""
+    agents.needs("conntrack")
     for command in ("link set lo up", "addr add 192.0.2.1/32 dev lo", "route add local 10.0.0.0/8 dev lo"):
         subprocess.run(["ip", *command.split()], check=True)
     for _ in run.rounds():

@@ -84,6 +84,7 @@ def _needs_owner() -> None:
 def firewall_reload(run: Run) -> None:
     """A firewall that reloads (iptables-nft -F, -X in every table, `iptables-restore` of nothing, its own nft table
     made anew) changes nothing of ours, owned or not."""
+    agents.needs("iptables-nft")
     commands = [["iptables-nft", "-t", table, flag] for table in ("nat", "filter", "mangle") for flag in ("-F", "-X")]
     with states.opened() as ours:
         want(ours, states.before_and_after()[0], *Family)
