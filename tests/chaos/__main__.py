@@ -12,6 +12,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,11 +54,13 @@ def main() -> int:
     if unknown := sorted(set(chosen) - set(drills.DRILLS)):
         print(f"no such drill: {', '.join(unknown)}; scripts/chaos --list has all", file=sys.stderr)
         return _USAGE
-    signal.signal(signal.SIGTERM, _interrupted)
+    for ending in (signal.SIGTERM, signal.SIGINT):  # a shell may have begun us with SIGINT ignored
+        signal.signal(ending, _interrupted)
     results: list[Result] = []
-    with contextlib.suppress(KeyboardInterrupt):
+    # Of a drill that is killed, its files would stay.
+    with contextlib.suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="netagent-drills-") as scratch:
         for number, name in enumerate(chosen, 1):
-            results.append(_played(drills.DRILLS[name], arguments, f"{number}/{len(chosen)}"))
+            results.append(_played(drills.DRILLS[name], arguments, f"{number}/{len(chosen)}", scratch))
     text = report(results, command=" ".join(["scripts/chaos", *sys.argv[1:]]))
     if arguments.output:
         Path(arguments.output).write_text(text)
@@ -94,8 +97,8 @@ def _arguments() -> argparse.Namespace:
 # One drill ------------------------------------------------------------------------------------------------------------
 
 
-def _played(drill: Drill, arguments: argparse.Namespace, place: str) -> Result:
-    """Run a drill in a process group of its own, and leave nothing of it behind."""
+def _played(drill: Drill, arguments: argparse.Namespace, place: str, scratch: str) -> Result:
+    """Run a drill in a process group of its own, with its files below `scratch`, and leave no process of it behind."""
     most = arguments.rounds or (10**9 if arguments.seconds and drill.full > 1 else drill.full)
     command = [sys.executable, "-m", "tests.chaos.trial", drill.name, "--rounds", str(most)]
     if arguments.seconds:
@@ -104,7 +107,12 @@ def _played(drill: Drill, arguments: argparse.Namespace, place: str) -> Result:
     found: dict[str, Any] = {"counts": {}, "measures": {}, "failed": "it ended without a word", "skipped": ""}
     # What a drill says on the way is of interest if it fails, and is in `failed` then.
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": scratch},
     ) as process:
         try:
             for line in _lines_of(process, drill.patience + _GRACE_SECONDS):

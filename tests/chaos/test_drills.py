@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -80,9 +81,16 @@ def test_a_promise_that_is_broken_is_in_the_report_and_in_the_exit_code(
 
 
 @kernel.isolated
-def test_an_interrupted_run_leaves_no_process_behind() -> None:
-    command = [sys.executable, "-m", "tests.chaos", "stopped"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=_TOP, text=True)
+def test_an_interrupted_run_leaves_no_process_and_no_file_behind(tmp_path_factory: pytest.TempPathFactory) -> None:
+    scratch = tmp_path_factory.mktemp("drills")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.chaos", "stopped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=_TOP,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
     try:
         patience.until(lambda: _agents_of(process.pid), "an agent runs")
         begun = _agents_of(process.pid)
@@ -92,6 +100,7 @@ def test_an_interrupted_run_leaves_no_process_behind() -> None:
         process.kill()
     assert process.returncode == 130, said
     assert "0 of 0 drills held" in report
+    assert list(scratch.iterdir()) == []
     patience.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in begun), f"{begun} are gone")
 
 

@@ -41,7 +41,9 @@ EX_UNAVAILABLE = 69  # sysexits.h
 
 def main() -> int:
     arguments = _arguments()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # As SystemExit, so that what was begun is ended. A shell may have begun us with SIGINT ignored.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, lambda number, frame: sys.exit(128 + number))
     try:
         _require_privacy()
         with tempfile.TemporaryDirectory(prefix="netagent-soak-") as scratch, ExitStack() as stack:
@@ -215,7 +217,4 @@ class _Soak:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+    sys.exit(main())
