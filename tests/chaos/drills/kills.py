@@ -144,7 +144,7 @@ def kill_agent(run: Run) -> None:
                     time.sleep(dice.uniform(0, 0.03))
                 agent.process.kill()
                 run.count("kills")
-            with agents.Agent(cluster, owned=owned) as agent:
+            with agents.Agent(cluster, owned=owned, talk="-vv") as agent:
                 agent.until_right()
                 agent.until_said("sync committed")
                 run.count("operations of restarts", sum(agent.operations()))
