@@ -136,6 +136,31 @@ def _read(run: Run, ours: backend.Backend) -> bool:
     return True
 
 
+@drill("unguarded-commits", 8, full=10)
+def unguarded_commits(run: Run) -> None:
+    """Commits that depend on nothing but our own earlier ones, beside a neighbour that never rests: none is refused as
+    stale, and nothing is read for them."""
+    before, after = states.before_and_after()
+    for _ in run.rounds():
+        kernel.fresh()
+        with test_mirror.watching(states.CLIENTS) as ours:
+            want(ours, before)
+            ours.commit()
+            with _neighbour(*_TABLE, pause=0.001) as commits, test_mirror.counted_dumps(ours) as dumps:
+                for state in (after, before) * 20:
+                    ours.follow()
+                    ours.update({**before, **after}, state)
+                    done = ours.commit()
+                    assert done.operations
+                    assert done.conflicts == 0
+                    run.count("commits")
+                run.count("commits of the neighbour", int.from_bytes(commits[:]))
+            run.count("listings", len(dumps))
+            assert not dumps
+        with states.opened() as fresh:
+            assert not states.differences(fresh, before)
+
+
 _TABLE = (transaction.AddTable(Family.IPV4), transaction.DeleteTable(Family.IPV4))
 
 
