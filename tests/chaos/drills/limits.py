@@ -107,7 +107,7 @@ def _follows(run: Run, cluster: agents.Cluster, name: str, **how: object) -> Non
         run.count(f"followed: {name}")
 
 
-@drill("no-capability", 50, quick=1, full=1)
+@drill("no-capability", 50, full=1)
 def no_capability(run: Run) -> None:
     """Without CAP_NET_ADMIN every command that needs it ends with exit code 4 and one clear line; `dump` works."""
     drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
