@@ -192,6 +192,10 @@ class Agent:
         live_agent.until_right(lambda: self.cluster.manifests, meanwhile=still_there)
         return time.monotonic() - begun
 
+    def until_synced(self) -> None:
+        """Wait until it has synced, and so is all there; of one that tells everything (`talk="-vv"`)."""
+        self.until_said("sync committed")
+
     def until_said(self, words: str) -> None:
         """Wait until its log has these words."""
         patience.until(lambda: words in self.said() or not self.alive(), f"{words!r} in the log")

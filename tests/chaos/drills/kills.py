@@ -146,7 +146,7 @@ def kill_agent(run: Run) -> None:
                 run.count("kills")
             with agents.Agent(cluster, owned=owned, talk="-vv") as agent:
                 agent.until_right()
-                agent.until_said("sync committed")
+                agent.until_synced()
                 run.count("operations of restarts", sum(agent.operations()))
                 agent.process.kill()
             with agents.Agent(cluster, owned=owned, talk="-vv") as agent:

@@ -46,8 +46,8 @@ def little_memory(run: Run) -> None:
     the last good rules whatever becomes of it, and is right after a restart with memory."""
     for _ in run.rounds():
         with agents.Cluster() as cluster:
-            with agents.Agent(cluster) as agent:
-                agent.until_right()
+            with agents.Agent(cluster, talk="-vv") as agent:
+                agent.until_synced()
                 before = live_agent.listings()
                 pages = int(Path(f"/proc/{agent.process.pid}/statm").read_text().split()[0])
                 limit = pages * os.sysconf("SC_PAGE_SIZE") + (4 << 20)

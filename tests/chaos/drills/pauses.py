@@ -126,8 +126,8 @@ def signal_storm(run: Run) -> None:
     dice = random.Random(47)
     with agents.Cluster(services=4) as cluster:
         for number in run.rounds():
-            with agents.Agent(cluster) as agent:
-                agent.until_right()
+            with agents.Agent(cluster, talk="-vv") as agent:
+                agent.until_synced()  # a signal before Python has begun ends any process
                 for _ in range(1000):
                     agent.process.send_signal(signal.SIGHUP)
                 run.count("SIGHUPs", 1000)
