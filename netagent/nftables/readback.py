@@ -231,15 +231,21 @@ def _hook(attributes: dict[int, bytes]) -> ruleset.Hook | None:
 def canonical(expressions: bytes) -> CanonicalRule:
     """A rule's expressions as names and non-zero attributes.
 
-    Kernels differ in which attributes with the value zero they list, and in how they order them.
+    Kernels differ in which attributes with the value zero they list, and in how they order them. nft turns the bytes of
+    single-byte parts of a key around, of which nothing comes.
     """
     result: list[object] = []
     for _, expression in netlink.attributes(expressions):
         parts = dict(netlink.attributes(expression))
         values = netlink.attributes(parts.get(c.NFTA_EXPR_DATA, b""))
         kept = tuple(sorted((kind, value) for kind, value in values if any(value)))
-        result.append((_text(parts[c.NFTA_EXPR_NAME]), kept))
+        name = _text(parts[c.NFTA_EXPR_NAME])
+        if name != "byteorder" or dict(kept).get(c.NFTA_BYTEORDER_LEN) != _ONE:
+            result.append((name, kept))
     return tuple(result)
+
+
+_ONE = (1).to_bytes(4)
 
 
 def read_elements(

@@ -208,8 +208,8 @@ class _Reading:
         match held.part:
             case Field.SOURCE | Field.DESTINATION:
                 size = self._family.address_bytes
-                length = int.from_bytes(held.mask).bit_count() if held.mask else size * 8
-                prefix = addresses.Prefix(value or bytes(size), length)
+                length = int.from_bytes(held.mask).bit_count() if held.mask else len(value) * 8
+                prefix = addresses.Prefix(value.ljust(size, b"\0"), length)
                 return ruleset.InPrefix(held.part, prefix, negate)
             case Field.SOURCE_TYPE | Field.DESTINATION_TYPE:
                 return ruleset.IsLocal(held.part, negate)

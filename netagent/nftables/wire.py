@@ -303,7 +303,7 @@ def expressions(rule: ruleset.Rule, family: addresses.Family) -> bytes:
 def _statement(statement: ruleset.Statement, family: addresses.Family) -> bytes:
     match statement:
         case ruleset.InPrefix(field, prefix, negate):
-            return _load(field, 0, family) + _masked_compare(prefix, negate)
+            return _in_prefix(field, prefix, family, negate=negate)
         case ruleset.IsLocal(field, negate):
             return _load(field, 0, family) + _compare(struct.pack("=I", c.RTN_LOCAL), negate)
         case ruleset.InputName(name, prefix, negate):
@@ -423,12 +423,15 @@ def _compare(value: bytes, negate: bool) -> bytes:
     )
 
 
-def _masked_compare(prefix: addresses.Prefix, negate: bool) -> bytes:
+def _in_prefix(field: Field, prefix: addresses.Prefix, family: addresses.Family, *, negate: bool) -> bytes:
+    """As nft writes it: of a prefix of whole bytes, these alone are loaded, and nothing is masked."""
     size = len(prefix.address)
-    if prefix.length == size * 8:
-        return _compare(prefix.address, negate)
+    whole, odd = divmod(prefix.length, 8)
+    if whole and not odd:
+        loaded = _payload(register(0), c.NFT_PAYLOAD_NETWORK_HEADER, _PAYLOAD_OFFSETS[family, field], whole)
+        return loaded + _compare(prefix.address[:whole], negate)
     mask = ((1 << size * 8) - (1 << size * 8 - prefix.length)).to_bytes(size)
-    return _bitwise_bytes(0, mask, bytes(size)) + _compare(prefix.address, negate)
+    return _load(field, 0, family) + _bitwise_bytes(0, mask, bytes(size)) + _compare(prefix.address, negate)
 
 
 def _bitwise(slot: int, mask: int, xor: int) -> bytes:

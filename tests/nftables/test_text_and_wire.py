@@ -118,9 +118,10 @@ def _same_in_the_kernel(found: dict[Family, tuple[node.NodeRules, strategies.Sta
         kernel.nft("\n".join(text.script(wanted.tables.desired())) + "\n")
         from_text = kernel.ruleset()
         wanted.read()
-        # nft writes some rules in another way than we do; all else reads back as if we had sent it.
-        rules_only = transaction.FlushChain | transaction.AddRules
-        assert all(isinstance(found, rules_only) for found in wanted.pending().operations), _lines(wanted.pending())
+        # nft 1.0.6 loads the value of an IPv6 record into a register that the end of the key is in. All else reads back
+        # as if we had sent it.
+        pending = [found for found in wanted.pending().operations if not _is_ipv6_record(found)]
+        assert not pending, _lines(transaction.Transaction(tuple(pending)))
         kernel.fresh()
     finally:
         wanted.close()
@@ -130,6 +131,17 @@ def _same_in_the_kernel(found: dict[Family, tuple[node.NodeRules, strategies.Sta
     finally:
         committed.close()
     assert kernel.ruleset() == from_text
+
+
+def _is_ipv6_record(operation: transaction.Operation) -> bool:
+    """Whether an operation is about a chain that writes records of IPv6 clients."""
+    match operation:
+        case transaction.AddRules(Family.IPV6, chain):
+            return "affinity" in chain.name
+        case transaction.FlushChain(Family.IPV6, name):
+            return "affinity" in name
+        case _:
+            return False
 
 
 def _lines(pending: transaction.Transaction) -> list[str]:
