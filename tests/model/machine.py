@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 from netagent import settings
 from netagent.agent import planner, reconciler
 from netagent.model import objects
-from netagent.model.addresses import Protocol
-from netagent.nftables import backend
+from netagent.model.addresses import Family, Protocol
+from netagent.nftables import backend, netlink, probe
 from netagent.source import store as stores
 from netagent.source.kinds import Kind
 from tests import builders, kernel
@@ -90,10 +90,12 @@ class Host(RuleBasedStateMachine):
         self.cidrs = builders.service_cidr()
         self.wanted = settings.Settings()
         self.quiet = False
-        self.agent = self._start()
+        self.owns = False
+        self.agent: reconciler.Reconciler
 
     def teardown(self) -> None:
-        self.agent.backend.close()
+        if hasattr(self, "agent"):
+            self.agent.backend.close()
 
     # The agent
 
@@ -104,7 +106,7 @@ class Host(RuleBasedStateMachine):
         return plan
 
     def _start(self) -> reconciler.Reconciler:
-        tables = backend.Backend(affinity_clients=self.wanted.affinity_clients)
+        tables = backend.Backend(affinity_clients=self.wanted.affinity_clients, owns=self.owns)
         tables.watch()
         return reconciler.Reconciler(self._planned(), tables, stale_flow_protocols=frozenset({Protocol.UDP}))
 
@@ -118,8 +120,11 @@ class Host(RuleBasedStateMachine):
 
     # What happens
 
-    @initialize()
-    def begins(self) -> None:
+    @initialize(owns=st.booleans())
+    def begins(self, owns: bool) -> None:
+        """With ownership, others' edits are refused, but for those of orphans."""
+        self.owns = owns and _can_own()
+        self.agent = self._start()
         self.agent.sync()
         self.quiet = True
 
@@ -221,17 +226,26 @@ class Host(RuleBasedStateMachine):
 
     @rule(moment=st.floats(0, 0.03))
     def the_agent_is_killed_in_a_sync(self, moment: float) -> None:
+        self.agent.backend.close()
         child = os.fork()
         if child == 0:
             try:
                 agents.die_with_parent()
-                self._start().sync()  # with a socket of its own
+                self._start().sync()
             finally:
                 os._exit(0)
         time.sleep(moment)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        self.the_agent_is_killed_and_started()
+        self.agent = self._start()
+        self._happened("kills within a sync")
+
+    @rule(seed=st.integers(0, 10_000))
+    def somebody_edits_orphans(self, seed: int) -> None:
+        self.agent.backend.close()
+        self.somebody_edits_our_tables(seed)
+        self.agent = self._start()
+        self._happened("kills")
 
     @rule()
     def a_quiet_moment(self) -> None:
@@ -251,6 +265,11 @@ class Host(RuleBasedStateMachine):
             assert not self.agent.refusals.reasons
             self.counts["quiet moments"] += 1
             self.quiet = False
+
+
+def _can_own() -> bool:
+    with netlink.NftablesSocket() as socket:
+        return probe.can_own(socket, Family.IPV4)
 
 
 def play(*, examples: int, steps: int, seed: int | None = None) -> Counter[str]:
