@@ -126,4 +126,9 @@ def _claim_of(conflict: forwarding.Conflict) -> _Claim:
 
 
 def _log_claim(claim: _Claim, winner: frontends.ServicePortName) -> None:
-    log.warning("%s is claimed twice: %s has it, being older; %s does without", claim.key, winner, claim.loser)
+    log.warning(
+        "%s is claimed twice: %s has it, older or first by name; %s does without",
+        claim.key,
+        winner,
+        claim.loser,
+    )

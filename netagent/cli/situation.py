@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from netagent.nftables import readback
 
 
+_AGENTS_SETTINGS = "the running agent's own settings hold here; those that are given count with -f alone"
+
+
 class Origin(StrEnum):
     """Where a situation comes from."""
 
@@ -67,7 +70,8 @@ def look(source: options.Source, *, services: Iterable[objects.ServiceName] | No
     taken = snapshot.read(answer.body)
     with _without_collector():
         plan = snapshot.planner_of(taken)
-    return Situation(Origin.AGENT, plan, taken.settings, taken.node_name)
+    remarks = () if source.wanted == settings.Settings() else (_AGENTS_SETTINGS,)
+    return Situation(Origin.AGENT, plan, taken.settings, taken.node_name, remarks)
 
 
 def _target(services: Iterable[objects.ServiceName] | None) -> str:

@@ -57,7 +57,9 @@ def test_a_conflict_is_in_the_log_and_an_event_until_it_ends() -> None:
         until_right(server)
         younger = builders.service_manifest("younger", cluster_ip="10.96.0.1", created="2025-01-01T00:00:00Z")
         server.apply(younger)
-        begun = "10.96.0.1:80/tcp is claimed twice: default/s0 has it, being older; default/younger does without"
+        begun = (
+            "10.96.0.1:80/tcp is claimed twice: default/s0 has it, older or first by name; default/younger does without"
+        )
         eventually(lambda: begun in agent.said())
         eventually(lambda: "FrontendClaimed" in [one["reason"] for one in server.announced])
         eventually(lambda: agent.metric("netagent_events_total", result="sent") == len(server.announced))

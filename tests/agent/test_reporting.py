@@ -15,7 +15,7 @@ from tests.agent.test_loop import Running
 
 YOUNG = "2025-01-01T00:00:00Z"
 YOUNGER = "2025-01-02T00:00:00Z"
-TWICE = "10.96.0.1:80/tcp is claimed twice: default/web has it, being older; shop/young does without"
+TWICE = "10.96.0.1:80/tcp is claimed twice: default/web has it, older or first by name; shop/young does without"
 OVER = "10.96.0.1:80/tcp is no longer claimed twice by default/web and shop/young"
 
 
@@ -76,7 +76,7 @@ def test_another_winner_is_another_conflict(world: World) -> None:
     third = young(name="third", created=YOUNGER)
     world.sync(young(), third)
     assert world.delete("default", "web") == [
-        "WARNING 10.96.0.1:80/tcp is claimed twice: shop/young has it, being older; shop/third does without",
+        "WARNING 10.96.0.1:80/tcp is claimed twice: shop/young has it, older or first by name; shop/third does without",
         f"INFO {OVER}",
     ]
     assert world.delete("shop", "young") == [
