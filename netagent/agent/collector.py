@@ -12,7 +12,7 @@ import gc
 from netagent.agent import loop, reconciler
 
 # Objects that come before a young, a middle-aged and a full pass: see gc.set_threshold.
-_STARTING = (100_000, 50, 1000)
+_STARTING = (2_000_000, 50, 1000)
 _RUNNING = (10_000, 20, 20)
 
 

@@ -135,6 +135,7 @@ class Planner:
     def _lists_of(self, owner: objects.ServiceName, slices: int) -> endpoints.ListsOf:
         """The function that finds the endpoints of a Service: one with a memory if it has many slices."""
         if slices < large_services.MANY_SLICES:
-            self._large.pop(owner, None)
+            if self._large:
+                self._large.pop(owner, None)
             return endpoints.endpoint_lists
         return self._large.setdefault(owner, large_services.LargeService()).endpoint_lists

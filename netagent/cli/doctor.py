@@ -54,7 +54,8 @@ def doctor(config_path: str | None, mode: str | None, everything: bool, output: 
     from netagent.doctor import examination, findings
 
     wanted, configured = _settings(config_path, mode)
-    found = examination.judge(examination.gather(wanted, configured=configured))
+    seen = examination.gather(wanted, configured=configured, guess_mode=not configured and mode is None)
+    found = examination.judge(seen)
     match output:
         case "json":
             click.echo(views.as_json(findings.document(found)), nl=False)
@@ -75,7 +76,7 @@ def _settings(path: str | None, mode: str | None) -> tuple[settings.Settings, bo
 
     try:
         # A Service that nobody has: the settings come with any answer, and the objects of a large cluster need not.
-        return snapshot.read(client.ask("/objects?service=default/-").body).settings, True
+        return snapshot.read(client.ask("/objects?service=default/-", seconds=_SECONDS).body).settings, True
     except errors.NetagentError:
         return settings.Settings(), False
 
@@ -93,6 +94,7 @@ def _print(found: Sequence[findings.Finding], *, everything: bool) -> None:
     console.print(_verdict(found))
 
 
+_SECONDS = 10.0  # for the agent's answer; one that hangs is a finding, and somebody waits for it
 _STYLES = {"error": "bold red", "warning": "bold yellow", "info": "cyan", "ok": "green"}
 _INDENT = 8
 

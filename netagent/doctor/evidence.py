@@ -173,10 +173,12 @@ class Directory(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """`present`: the process that holds the agent's socket in words, "" for none. `running`: pids of `netagent run`."""
+    """`present`: the process that holds the agent's socket in words, "" for none. `running`: pids of `netagent run`.
+    `silent`: why it does not answer there, "" if it does, or nobody is there."""
 
     present: str = "process 1 (netagent)"
     running: tuple[int, ...] = ()
+    silent: str = ""
 
 
 _DEFAULTS = settings.Settings()

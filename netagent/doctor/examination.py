@@ -53,15 +53,18 @@ def judge(seen: evidence.Evidence) -> tuple[findings.Finding, ...]:
     return findings.in_order(finding for check in CHECKS for finding in check(seen))
 
 
-def gather(wanted: settings.Settings, *, configured: bool = False) -> evidence.Evidence:
+def gather(wanted: settings.Settings, *, configured: bool = False, guess_mode: bool = False) -> evidence.Evidence:
     """What can be seen of this host, from the network namespace of the calling thread. Changes nothing.
 
-    `configured`: the settings are an operator's, not the defaults. What cannot be seen is named in `unseen`.
+    `configured`: the settings are an operator's, not the defaults. `guess_mode`: nobody has said which mode it is, so
+    it is that of our rules, if there are any. What cannot be seen is named in `unseen`.
     """
     looking = _Looking()
     families = [addresses.Family(name) for name in wanted.families]
     saved = looking.at("xtables", xtables.read, evidence.Xtables())
     rules = looking.at("nf_tables", lambda: nft.read(mark=1 << wanted.masquerade_bit), evidence.Ruleset())
+    if guess_mode and xtables.has_ours(saved) and not nft.has_ours(rules):
+        wanted = settings.override(wanted, mode=settings.Mode.IPTABLES.value)
     routes = looking.list("routes", rtnetlink.routes)
     found = looking.list("processes", processes.running)
     tried = wanted.mode is settings.Mode.NFTABLES

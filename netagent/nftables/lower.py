@@ -127,9 +127,9 @@ class Lowering:
         if frontend.source_ranges:
             for ranges_key in _ranges(frontend):
                 self._set(layout.SOURCE_RANGES, ranges_key, b"")
-        owner = str(frontend.owner)[: wire.COMMENT_BYTES - 1]
+        comment = str(frontend.owner)[: wire.COMMENT_BYTES - 1]
         name, packed = _frontend_at(frontend.key)
-        self._set(name, packed, ruleset.Owned(use.number, owner))
+        self._set(name, packed, ruleset.Owned(use.number, comment))
         if use.shape.affinity_seconds is not None:
             return _Placed(frontend, use, (), self._affinity_lists(frontend))
         return _Placed(frontend, use, self._lists(frontend, packed, previous), ())
@@ -166,14 +166,14 @@ class Lowering:
 
     def _move_shared(self, previous: frontends.Frontend | None, current: frontends.Frontend | None) -> None:
         """Count a frontend as user of other elements than before; those without a user go."""
-        gained, lost = _shared(current) if current else [], _shared(previous) if previous else []
+        gained, lost = _shared(current) if current else (), _shared(previous) if previous else ()
         if gained and lost:
             has, had = set(gained), set(lost)
             gained, lost = list(has - had), list(had - has)
         for name, key in gained:
             users = self._shared[name]
-            users[key] += 1
-            if users[key] == 1:
+            users[key] = count = users.get(key, 0) + 1
+            if count == 1:
                 self._set(name, key, b"")
         for name, key in lost:
             users = self._shared[name]
@@ -302,13 +302,13 @@ class Lowering:
         if before is after:
             return
         elements = self.table.elements[where.map]
-        numbers = slots.packed(max(len(before), len(after)), where.offset)
         prefix = where.prefix
         if not before and self.touched is None:
             # At most 250,000 endpoints pass here when an agent starts.
-            for number, endpoint in zip(numbers, after, strict=False):
+            for number, endpoint in zip(slots.packed(len(after), where.offset), after, strict=False):
                 elements[prefix + number] = endpoint + _PADDING
             return
+        numbers = slots.packed(max(len(before), len(after)), where.offset)
         for index in itertools.compress(itertools.count(), map(operator.ne, before, after)):
             self._set(where.map, prefix + numbers[index], after[index] + _PADDING)
         for index in range(len(before), len(after)):
@@ -428,7 +428,7 @@ def _affinity_at(key: frontends.FrontendKey) -> tuple[str, bytes]:
     return layout.AFFINITY_PORTS if key.address else layout.AFFINITY_NODEPORTS, _packed_key(key)
 
 
-def _shared(frontend: frontends.Frontend) -> list[tuple[str, bytes]]:
+def _shared(frontend: frontends.Frontend) -> Sequence[tuple[str, bytes]]:
     """Elements that other frontends may need as well."""
     shared = [(layout.HAIRPIN, address + address) for address in frontend.hairpin_addresses]
     if frontend.kind is frontends.FrontendKind.CLUSTER_IP:

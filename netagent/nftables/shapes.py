@@ -43,18 +43,20 @@ class Shape(NamedTuple):
 
 def shape_of(frontend: frontends.Frontend) -> Shape:
     """The shape of a frontend."""
-    serves = frontend.verdict is frontends.Verdict.SERVE
-    affinity = frontend.affinity_seconds if serves else None
-    local = frontend.local_endpoints
+    # By position: this runs once for each of 44,000 Services.
+    ranges = frontend.source_ranges is not None
+    if frontend.verdict is not frontends.Verdict.SERVE:
+        return Shape(frontend.verdict, frontends.Masquerade.CLUSTER_IP, False, 0, None, None, False, ranges)
+    affinity, local = frontend.affinity_seconds, frontend.local_endpoints
     return Shape(
-        verdict=frontend.verdict,
-        masquerade=frontend.masquerade if serves else frontends.Masquerade.CLUSTER_IP,
-        node_port=serves and not frontend.key.address,
-        endpoint_count=len(frontend.endpoints) if serves else 0,
-        local_count=len(local) if serves and local is not None else None,
-        affinity_seconds=affinity,
-        local_first=affinity is not None and frontend.endpoints_are_local,
-        ranges=frontend.source_ranges is not None,
+        frontend.verdict,
+        frontend.masquerade,
+        not frontend.key.address,
+        len(frontend.endpoints),
+        None if local is None else len(local),
+        affinity,
+        affinity is not None and frontend.endpoints_are_local,
+        ranges,
     )
 
 

@@ -76,12 +76,16 @@ def endpoint_lists(
     serving = cluster
     if len(cluster) < len(endpoints):
         serving = tuple(sorted(key for key, entry in endpoints.items() if entry.ready or entry.serving))
-    here = {key for key, endpoint in endpoints.items() if endpoint.node == node or endpoint.node is None}
+    here = [key for key, endpoint in endpoints.items() if endpoint.node == node or endpoint.node is None]
     if not here:
         return EndpointLists(cluster, (), serving)
+    if len(cluster) == len(endpoints) == 1 and endpoints[cluster[0]].node == node:  # the one pod of a small Service
+        address = (cluster[0][:-2],)
+        return EndpointLists(cluster, cluster, serving, address, address)
+    present = set(here)
     local = tuple(sorted(_on_node(ready, node) or _on_node(draining, node)))
     return EndpointLists(
-        cluster, local, serving, _addresses_of([key for key in cluster if key in here]), _addresses_of(local)
+        cluster, local, serving, _addresses_of([key for key in cluster if key in present]), _addresses_of(local)
     )
 
 
@@ -102,7 +106,7 @@ def merged(
         for number in port_numbers(port, endpoint_slice):
             # A comprehension, not the loop below: 250,000 endpoints pass here when an agent starts.
             entries = {endpoint.address + number: endpoint for endpoint in endpoint_slice.endpoints}
-            if len(entries) == len(endpoint_slice.endpoints) and result.keys().isdisjoint(entries):
+            if len(entries) == len(endpoint_slice.endpoints) and (not result or result.keys().isdisjoint(entries)):
                 result = result | entries if result else entries
                 continue
             for endpoint in endpoint_slice.endpoints:

@@ -87,7 +87,10 @@ class Forwarding:
             key = frontend.key
             if standing.get(key) != frontend:
                 before = self._winners.get(key)
-                if self._claim(owner, frontend, before):
+                if before is None:  # nobody claims it, so nobody contests it
+                    self._winners[key] = frontend
+                    displaced[key] = None
+                elif self._claim(owner, frontend, before):
                     displaced[key] = before
         if desired:
             self._claims_by_owner[owner] = desired
@@ -95,12 +98,12 @@ class Forwarding:
             self._claims_by_owner.pop(owner, None)
         return displaced
 
-    def _claim(self, owner: objects.ServiceName, frontend: Frontend, winner: Frontend | None) -> bool:
+    def _claim(self, owner: objects.ServiceName, frontend: Frontend, winner: Frontend) -> bool:
         """Record a claim that is new or differs from before; tell whether the winner, until now `winner`, changed."""
         key = frontend.key
         if key in self._contested:
             self._contested[key][owner] = frontend
-        elif winner is None or winner.owner.owner == owner:
+        elif winner.owner.owner == owner:
             self._winners[key] = frontend
             return True
         else:

@@ -91,7 +91,7 @@ def internal_decision(policy: objects.TrafficPolicy, lists: endpoints.EndpointLi
     if not lists.cluster:
         return Decision(Verdict.REJECT, masquerade)
     if policy is objects.TrafficPolicy.CLUSTER:
-        return Decision(Verdict.SERVE, masquerade, lists.cluster, hairpin_addresses=lists.cluster_hairpin)
+        return Decision(Verdict.SERVE, masquerade, lists.cluster, None, lists.cluster_hairpin)
     if not lists.local:
         return Decision(Verdict.DROP, masquerade)
     return Decision(
@@ -170,6 +170,24 @@ def _frontends_of_port(
     """The Frontends of one port, those whose kind wins a shared key first. They share their tuples."""
     owner = ServicePortName(service.namespace, service.name, port.name, port.protocol)
     serving = () if port.protocol is addresses.Protocol.TCP else lists.serving
+    internal = internal_decision(service.internal_policy, lists)
+    if not (claims.vips or claims.external_ips or port.node_port):  # as nearly all: spelled out, for it is quicker
+        return [
+            Frontend(
+                key=FrontendKey(claims.family, address, port.protocol, port.port),
+                kind=FrontendKind.CLUSTER_IP,
+                owner=owner,
+                verdict=internal.verdict,
+                masquerade=internal.masquerade,
+                endpoints=internal.endpoints,
+                affinity_seconds=service.affinity_seconds,
+                hairpin_addresses=internal.hairpin_addresses,
+                serving_endpoints=serving,
+                endpoints_are_local=internal.endpoints_are_local,
+                created=service.created,
+            )
+            for address in claims.cluster_ips
+        ]
 
     def frontend(
         kind: FrontendKind,
@@ -194,10 +212,7 @@ def _frontends_of_port(
             created=service.created,
         )
 
-    internal = internal_decision(service.internal_policy, lists)
     found = [frontend(FrontendKind.CLUSTER_IP, address, port.port, internal) for address in claims.cluster_ips]
-    if not (claims.vips or claims.external_ips or port.node_port):
-        return found
     external = external_decision(claims.external_policy, lists)
     for address in claims.vips:
         found.append(frontend(FrontendKind.LOAD_BALANCER, address, port.port, external, claims.source_ranges))

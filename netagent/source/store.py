@@ -176,6 +176,10 @@ class Store:
         before = self._services.get(name)
         if before is service:
             return False
+        if before is None and service is not None:  # as nearly always when an agent starts
+            self._services[name] = service
+            self._dirty_services.add(name)
+            return True
         if service is None:
             self._services.pop(name, None)
         else:
@@ -189,6 +193,8 @@ class Store:
         before = self._slices.get(key)
         if before is item:
             return False
+        if before is None and item is not None:  # as nearly always when an agent starts
+            return self._add_slice(key, item)
         self._slices.pop(key, None)
         if item is not None:
             self._slices[key] = item
@@ -207,6 +213,17 @@ class Store:
                 self._dirty_services.add(one)
                 touched = True
         return touched
+
+    def _add_slice(self, key: tuple[str, str], item: EndpointSlice) -> bool:
+        self._slices[key] = item
+        owner = item.service
+        if owner is None:
+            return False
+        self._index(owner, key[1], item)
+        if owner not in self._services:
+            return False
+        self._dirty_services.add(owner)
+        return True
 
     def _index(self, owner: ServiceName, name: str, item: EndpointSlice | None) -> None:
         """Make `item` the slice of this name among those of a Service; None takes it away."""

@@ -350,6 +350,22 @@ def test_our_tables_without_an_agent_and_several_agents_are_told() -> None:
     only(replace(NODE, agent=evidence.Agent("process 1 (netagent)", (1, 2))), "agent", Severity.ERROR)
 
 
+def test_an_agent_that_does_not_answer_is_an_error() -> None:
+    silent = evidence.Agent("process 7 (netagent)", (7,), "the agent does not answer /status: timed out")
+    found = only(replace(NODE, agent=silent), "agent", Severity.ERROR)
+    assert found.evidence == ("process 7 (netagent)", "the agent does not answer /status: timed out")
+
+
+@pytest.mark.parametrize("variant", tools.Variant)
+def test_rules_of_mode_iptables_without_an_agent_are_told(variant: tools.Variant) -> None:
+    left = with_saved(Saved(variant, IPV4, (table("nat", NETAGENT_SVC_A=["-j RETURN"], PREROUTING=[]),)))
+    alone = replace(
+        left, ruleset=replace(NODE.ruleset, tables=()), agent=evidence.Agent(""), wanted=IPTABLES_MODE
+    )
+    found = only(alone, "agent", Severity.WARNING)
+    assert found.evidence == (f"iptables-{variant.value} -t nat: 1 chains of netagent",)
+
+
 def test_tables_that_nobody_ever_owned_are_those_of_a_sync_where_an_agent_would_have_owned_them() -> None:
     alone = replace(NODE, agent=evidence.Agent(""), kernel=evidence.Kernel(release="6.18.0"))
     assert grave(alone) == {}

@@ -36,6 +36,11 @@ def read(*, mark: int) -> evidence.Ruleset:
     return evidence.Ruleset("", tuple(sorted(tables)), tuple(chains), frontends, frozenset(node_ports))
 
 
+def has_ours(found: evidence.Ruleset) -> bool:
+    """Whether there is a table of mode nftables."""
+    return any(table.name == ruleset.TABLE_NAME for table in found.tables)
+
+
 def _tables(door: netlink.NftablesSocket, family: str, proto: int) -> Iterator[evidence.Table]:
     for body in door.dump_all(c.NFT_MSG_GETTABLE, proto):
         parts = dict(netlink.attributes(body))

@@ -39,6 +39,13 @@ def read() -> evidence.Xtables:
     return evidence.Xtables(installed, tuple(saved), tuple(unread), _sets())
 
 
+def has_ours(found: evidence.Xtables) -> bool:
+    """Whether there are chains of mode iptables."""
+    return any(
+        chain.startswith(readback.PREFIX) for saved in found.saved for table in saved.tables for chain in table.chains
+    )
+
+
 def node_ports(found: evidence.Xtables) -> frozenset[evidence.NodePort]:
     """The node ports that our rules of mode iptables serve."""
     ports: set[evidence.NodePort] = set()

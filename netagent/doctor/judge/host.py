@@ -10,6 +10,7 @@ from netagent import settings
 from netagent.doctor import findings
 from netagent.doctor.evidence import Evidence, Link, Table
 from netagent.doctor.judge import kernel
+from netagent.iptables import readback, tools
 from netagent.nftables import constants as c
 from netagent.nftables import ruleset
 
@@ -121,6 +122,7 @@ def agent(seen: Evidence) -> Iterator[findings.Finding]:
     """Does exactly one agent look after this namespace?"""
     check = "agent"
     ours = [table for table in seen.ruleset.tables if table.name == ruleset.TABLE_NAME]
+    chains = _chains_of_ours(seen)
     if len(seen.agent.running) > 1:
         yield findings.error(
             check,
@@ -128,25 +130,49 @@ def agent(seen: Evidence) -> Iterator[findings.Finding]:
             *(f"process {pid}: netagent run" for pid in seen.agent.running),
             remedy="Stop all but one: a systemd service and a DaemonSet exclude each other. The rules stay.",
         )
+    elif seen.agent.silent:
+        yield findings.error(
+            check,
+            "the agent is there and does not answer: the rules serve, but endpoints that come and go are not followed",
+            seen.agent.present,
+            seen.agent.silent,
+            remedy="Start it anew: systemctl restart netagent (DaemonSet: delete its pod). Is it stopped (state T in ps), "
+            "continue or kill it; the rules stay meanwhile.",
+        )
     elif seen.agent.present or seen.agent.running:
         who = seen.agent.present or f"process {seen.agent.running[0]}"
         yield findings.ok(check, "one agent looks after this network namespace", who)
-    elif ours and not _had_an_agent(seen, ours):
+    elif ours and not chains and not _had_an_agent(seen, ours):
         yield findings.info(
             check,
             "no agent runs here; the rules are of `netagent sync`, which follows nothing",
             *(f"nftables table {table}" for table in ours),
         )
-    elif ours:
+    elif ours or chains:
         yield findings.warning(
             check,
             "no agent runs: the rules are there and serve, but endpoints that come and go are not followed",
             *(f"nftables table {table}" for table in ours),
+            *chains,
             remedy="Start it (systemctl start netagent), and see why it ended: journalctl -u netagent. If it is not to "
             "run here any more: netagent cleanup.",
         )
     else:
         yield findings.info(check, "no agent runs here, and it has left no tables", remedy="netagent run starts one.")
+
+
+def _chains_of_ours(seen: Evidence) -> list[str]:
+    """What there is of mode iptables, a line for each table. Whether an agent made it nobody can tell."""
+    counted = (
+        (saved, table, sum(chain.startswith(readback.PREFIX) for chain in table.chains))
+        for saved in seen.xtables.saved
+        for table in saved.tables
+    )
+    return [
+        f"{tools.program(saved.family, saved.variant)} -t {table.name}: {count} chains of netagent"
+        for saved, table, count in counted
+        if count
+    ]
 
 
 def _had_an_agent(seen: Evidence, ours: list[Table]) -> bool:
