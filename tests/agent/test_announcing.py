@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -352,3 +354,26 @@ def test_a_service_that_is_bad_from_the_beginning_has_an_event_with_its_uid(
     (uid,) = [one["metadata"]["uid"] for one in server.cluster.manifests("Service") if one["spec"] == broken["spec"]]
     regarding = server.announced[1]["regarding"]
     assert (regarding["name"], regarding["uid"]) == ("broken", uid)
+
+
+def test_every_reason_of_an_event_is_in_the_manual() -> None:
+    topics = [found for found in vars(announcing).values() if isinstance(found, announcing._Topic)]
+    reasons = {topic.reason for topic in (*topics, *announcing._SERVERS.values())}
+    manual = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
+    section = manual.split("\n## Events\n")[1].split("\n## ")[0]
+    assert {name for name in re.findall(r"`([A-Z]\w+)`", section)} == reasons
+
+
+def test_a_service_that_the_kernel_refuses_has_an_event_until_it_is_taken(world: World) -> None:
+    world.hear(events.Applied(Kind.SERVICE, builders.service()))
+    refused = {objects.ServiceName("default", "web"): "Invalid argument"}
+    for _ in range(2):
+        world.announcing.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset(), refused=refused))
+        world.announcing.turned()
+    told = [one for one in world.recorded if one.reason == "KernelRefused"]
+    assert [one.regarding.name for one in told] == ["web"], "once, however often it is tried"
+    assert "Invalid argument" in told[0].note
+    world.announcing.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset()))
+    world.announcing.synced(reconciler.SyncReport(0, 0, 0.0, (), planned=frozenset(), refused=refused))
+    world.announcing.turned()
+    assert len([one for one in world.recorded if one.reason == "KernelRefused"]) == 2, "and anew when it comes again"
