@@ -61,7 +61,9 @@ def status(output: str) -> None:
         _without_agent("NONE", str(error), output)
         sys.exit(error.exit_code)
     except errors.SourceError as error:
-        _without_agent("NO ANSWER", str(error), output)
+        _without_agent(
+            "NO ANSWER", str(error), output, until="the agent answers: restart it (systemctl restart netagent)"
+        )
         sys.exit(1)
     told = client.read("/status", answer, documents.Status)
     if output == "text":
@@ -223,8 +225,8 @@ def _ago(moment: str) -> str:
 # Without --------------------------------------------------------------------------------------------------------
 
 
-def _without_agent(state: str, reason: str, output: str) -> None:
-    """Tell what the kernel has. PrivilegeError if it does not tell this user."""
+def _without_agent(state: str, reason: str, output: str, *, until: str = "an agent runs") -> None:
+    """Tell what the kernel has, and until when that stays so. PrivilegeError if it does not tell this user."""
     held = situation.kernel(settings.Settings())
     if not held.tables and held.reason:
         raise errors.PrivilegeError(f"{reason}, and the kernel cannot be asked: {held.reason}")
@@ -241,10 +243,10 @@ def _without_agent(state: str, reason: str, output: str) -> None:
         }
         tables.document(content, output)
         return
-    _print(_kernel_screen(f"{state}: {printable(reason)}", facts, others))
+    _print(_kernel_screen(f"{state}: {printable(reason)}", facts, others, until))
 
 
-def _kernel_screen(state: str, facts: list[dict[str, Any]], others: list[str]) -> Iterator[_Line]:
+def _kernel_screen(state: str, facts: list[dict[str, Any]], others: list[str], until: str) -> Iterator[_Line]:
     yield _Line("Agent", state, _BAD)
     yield _Line("", "what follows is what the kernel alone tells")
     there = [fact for fact in facts if fact["present"]]
@@ -258,7 +260,7 @@ def _kernel_screen(state: str, facts: list[dict[str, Any]], others: list[str]) -
         yield _Line("" if index else "Tables", f"{fact['family']} {fact['name']}: {state}")
     yield from _each("Mode iptables", (_Line("", f"rules of ours in {other}") for other in others), "no rules of ours")
     if there or others:
-        yield _Line("Trouble", "these rules serve, and follow no change until an agent runs", _BAD)
+        yield _Line("Trouble", f"these rules serve, and follow no change until {until}", _BAD)
     else:
         yield _Line("Trouble", "no Service is served here by netagent", _BAD)
 

@@ -132,6 +132,8 @@ def test_an_agent_that_hangs_does_not_answer_and_the_kernel_is_shown(
         said = netagent("status")
         assert said.returncode == 1
         assert said.stdout.splitlines()[0].split()[:3] == ["Agent", "NO", "ANSWER:"]
+        assert f"the agent (process {running.process.pid}) does not answer" in said.stdout
+        assert "restart it (systemctl restart netagent)" in said.stdout
         assert "1 frontend" in said.stdout
 
 

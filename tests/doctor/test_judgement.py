@@ -359,9 +359,9 @@ def test_an_agent_that_does_not_answer_is_an_error() -> None:
 @pytest.mark.parametrize("variant", tools.Variant)
 def test_rules_of_mode_iptables_without_an_agent_are_told(variant: tools.Variant) -> None:
     left = with_saved(Saved(variant, IPV4, (table("nat", NETAGENT_SVC_A=["-j RETURN"], PREROUTING=[]),)))
-    alone = replace(
-        left, ruleset=replace(NODE.ruleset, tables=()), agent=evidence.Agent(""), wanted=IPTABLES_MODE
-    )
+    iptables = settings.override(settings.Settings(), mode="iptables")
+    rules = replace(NODE.ruleset, tables=())
+    alone = replace(left, ruleset=rules, listeners=(), agent=evidence.Agent(""), wanted=iptables)
     found = only(alone, "agent", Severity.WARNING)
     assert found.evidence == (f"iptables-{variant.value} -t nat: 1 chains of netagent",)
 

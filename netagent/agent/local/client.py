@@ -34,6 +34,7 @@ def ask(target: str, *, address: str = ADDRESS, seconds: float = _SECONDS) -> An
     cannot be an agent; SourceError when the answer does not come or makes no sense.
     """
     connected = _connected(address, seconds)
+    peer: peers.Peer | None = None
     try:
         peer = peers.peer_of(connected)
         if not peers.is_privileged(peer):
@@ -47,7 +48,8 @@ def ask(target: str, *, address: str = ADDRESS, seconds: float = _SECONDS) -> An
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise errors.SourceError(f"the agent does not answer {target}: {error or type(error).__name__}") from error
+        who = f"the agent{f' (process {peer.pid})' if peer and peer.pid else ''}"
+        raise errors.SourceError(f"{who} does not answer {target}: {error or type(error).__name__}") from error
     finally:
         connected.close()
     match answer.status:

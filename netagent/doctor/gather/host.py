@@ -24,7 +24,7 @@ _STA_UNSYNC: Final = 0x40  # linux/timex.h
 _TIMEX = struct.Struct("@Illlli")  # modes, offset, freq, maxerror, esterror, status
 _STATE_DIRECTORY: Final = "/var/lib/netagent"
 _CAP_NET_ADMIN: Final = 12  # linux/capability.h
-_ANSWER_SECONDS: Final = 10.0  # an agent that plans a large cluster answers late
+ANSWER_SECONDS: Final = 10.0  # an agent that plans a large cluster answers late
 
 
 def kernel(families: Iterable[addresses.Family], *, tried: bool) -> evidence.Kernel:
@@ -99,17 +99,17 @@ def directory() -> evidence.Directory:
     return evidence.Directory(path, True, read_only, found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0))
 
 
-def agent(processes: Iterable[evidence.Process], *, seconds: float = _ANSWER_SECONDS) -> evidence.Agent:
-    """The agent of this network namespace, whose answer is waited for so long."""
+def agent(processes: Iterable[evidence.Process]) -> evidence.Agent:
+    """The agent of this network namespace, and whether it answers."""
     peer = presence.holder()
     running = tuple(process.pid for process in processes if process.program == "netagent run")
-    return evidence.Agent(presence.described(peer) if peer else "", running, _silence(seconds) if peer else "")
+    return evidence.Agent(presence.described(peer) if peer else "", running, _silence() if peer else "")
 
 
-def _silence(seconds: float) -> str:
+def _silence() -> str:
     """Why the agent does not answer; "" if it does, and be it that it does not answer this user."""
     try:
-        client.ask("/status", seconds=seconds)
+        client.ask("/status", seconds=ANSWER_SECONDS)
     except errors.SourceError as error:
         return str(error)
     except (errors.NoAgentError, errors.PrivilegeError):

@@ -136,8 +136,8 @@ def agent(seen: Evidence) -> Iterator[findings.Finding]:
             "the agent is there and does not answer: the rules serve, but endpoints that come and go are not followed",
             seen.agent.present,
             seen.agent.silent,
-            remedy="Start it anew: systemctl restart netagent (DaemonSet: delete its pod). Is it stopped (state T in ps), "
-            "continue or kill it; the rules stay meanwhile.",
+            remedy="Start it anew: systemctl restart netagent (DaemonSet: delete its pod). If ps shows it stopped (T), "
+            "let it go on (kill -CONT). The rules stay meanwhile.",
         )
     elif seen.agent.present or seen.agent.running:
         who = seen.agent.present or f"process {seen.agent.running[0]}"
