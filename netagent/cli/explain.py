@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from netagent import errors, settings
-from netagent.cli import ending, options, situation
+from netagent.cli import ending, manifest_facts, options, situation
 from netagent.model import addresses, objects
 
 if TYPE_CHECKING:
     from netagent.explain import story, targets, world
-    from netagent.explain.facts import Facts
     from netagent.nftables import readback
     from netagent.source import manifests
 
@@ -151,7 +150,7 @@ def _of_files(source: options.Source) -> Scene:
         host_addresses=_host_addresses() if exists else (),
         set_aside=[_set_aside(one) for one in reading.quarantined],
         noted=[world.Noted(one.kind, one.namespace, one.name, one.field, one.reason) for one in reading.remarks],
-        facts=_Facts(reading, stdin),
+        facts=manifest_facts.ManifestFacts(reading, stdin),
         found=found if exists else None,
         records=_records(source.wanted) if exists else None,
     )
@@ -280,33 +279,3 @@ def _set_aside(one: manifests.Quarantined) -> world.SetAside:
     if not one.kind:
         return world.SetAside("", "", "", "", str(one))  # which says where it stands
     return world.SetAside(one.kind, one.namespace, one.name, one.field, one.reason, one.origin)
-
-
-class _Facts:
-    """The facts of all Services of a reading, read from its files when somebody asks for the first time."""
-
-    def __init__(self, reading: manifests.Reading, stdin: bytes) -> None:
-        origins = {*reading.origins.values(), *(one.origin for one in reading.quarantined)}
-        self._origins = sorted(origins)
-        self._stdin = stdin
-        self._found: dict[objects.ServiceName, Facts] | None = None
-
-    def __call__(self) -> Mapping[objects.ServiceName, Facts]:
-        if self._found is None:
-            self._found = {}
-            for origin in self._origins:
-                self._found.update(self._read(origin))
-        return self._found
-
-    def _read(self, origin: str) -> Mapping[objects.ServiceName, Facts]:
-        from pathlib import Path
-
-        from netagent.explain import facts
-        from netagent.source import manifests
-
-        if origin == manifests.STDIN_ORIGIN:
-            return facts.facts_in(self._stdin)
-        try:
-            return facts.facts_in(Path(origin).read_bytes())
-        except OSError:
-            return {}

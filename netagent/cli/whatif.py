@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from netagent import errors
-from netagent.cli import ending, options, situation
+from netagent.cli import ending, manifest_facts, options, situation
 from netagent.model import objects
 
 if TYPE_CHECKING:
@@ -105,17 +106,22 @@ def _wanted(source: options.Source, deleted: tuple[str, ...], plan: planner.Plan
     gone = tuple(_key_of(text, plan) for text in deleted)
     if source.path is None:
         return Wanted((), gone, (), ())
-    reading = manifests.read(source.path)
+    stdin = sys.stdin.buffer.read() if source.path == manifests.STDIN else b""
+    reading = manifests.read(source.path, stdin=io.BytesIO(stdin))
+    headless = {name for name, facts in manifest_facts.ManifestFacts(reading, stdin)().items() if facts.headless}
     if not reading.objects and not reading.quarantined and not gone:
         raise errors.SourceError(f"{source.path}: there is no Service, EndpointSlice, Node or ServiceCIDR in it")
     notes = [str(remark) for remark in reading.remarks]
     if reading.ignored:
         notes.append(f"{reading.ignored} objects of other kinds do not concern netagent")
     applied: list[objects.Object] = []
+    free = change.free_cluster_ips(plan.store, reading.objects)
     owners = {item.service for item in reading.objects if isinstance(item, objects.EndpointSlice)}
     for item in reading.objects:
         if isinstance(item, objects.Service):
             filled = change.completed(item, plan.store.services.get(item.key))
+            if not filled.service.cluster_ips and item.key not in headless:
+                filled = change.supposed(filled, free)
             notes += _service_notes(filled, plan, owners)
             applied.append(filled.service)
         else:
@@ -131,6 +137,10 @@ def _service_notes(
         yield f"Service {service.key}: not in the manifest and kept as it is: {', '.join(filled.kept)}"
     if service.type is objects.ServiceType.EXTERNAL_NAME:
         return
+    if filled.supposed:
+        yield f"Service {service.key} gets its cluster IP when it is applied; {filled.supposed} stands for it here"
+        if service.type is objects.ServiceType.NODE_PORT and not all(port.node_port for port in service.ports):
+            yield f"Service {service.key} gets node ports when it is applied; those that it does not name are not shown"
     if not service.cluster_ips:
         yield f"Service {service.key} has no cluster IP: without one (headless, or not given yet) nothing of it is here"
     elif service.key not in owners and not plan.store.slices_of(service.key):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple, Protocol
@@ -18,6 +18,7 @@ from netagent.model import addresses, objects
 from netagent.nftables import diff, readback, report, tables, transaction
 from netagent.plan import forwarding, frontends
 from netagent.plan import node as nodes
+from netagent.source import store
 from netagent.source.kinds import ObjectKey
 
 
@@ -257,10 +258,12 @@ def deed_of(frontend: frontends.Frontend | None) -> str:
 
 
 class Completed(NamedTuple):
-    """A Service as the API server would keep it, and what of it was taken from the version before."""
+    """A Service as the API server would keep it, what of it was taken from the version before, and the cluster IP that
+    it is given to be told of, "" for none."""
 
     service: objects.Service
     kept: tuple[str, ...]
+    supposed: str = ""
 
 
 def completed(service: objects.Service, base: objects.Service | None) -> Completed:
@@ -295,3 +298,27 @@ def _with_node_port(
             kept.append(f"node port {other.node_port} of port {port.port}")
             return msgspec.structs.replace(port, node_port=other.node_port)
     return port
+
+
+def free_cluster_ips(known: store.Store, applied: Iterable[objects.Object]) -> Iterator[bytes]:
+    """Cluster IPs that no Service has, the highest first; none where their range is unknown. Those of one family, that
+    of the range which is named first: what a Service has that does not ask for both."""
+    ranges = {**known.service_cidrs, **{item.name: item for item in applied if isinstance(item, objects.ServiceCIDR)}}
+    found = [prefix for _, item in sorted(ranges.items()) for prefix in item.cidrs]
+    services = (*known.all_services(), *(item for item in applied if isinstance(item, objects.Service)))
+    taken = {address for service in services for address in service.cluster_ips}
+    for prefix in found[:1]:
+        first, last = int.from_bytes(prefix.address), int.from_bytes(prefix.last)
+        for number in range(last - 1, first, -1):
+            address = number.to_bytes(len(prefix.address))
+            if address not in taken:
+                yield address
+
+
+def supposed(filled: Completed, free: Iterator[bytes]) -> Completed:
+    """A Service with a cluster IP in place of the one that the API server would give it; as it is if there is none."""
+    address = next(free, None)
+    if address is None or filled.service.type is objects.ServiceType.EXTERNAL_NAME:
+        return filled
+    service = msgspec.structs.replace(filled.service, cluster_ips=(address,))
+    return Completed(service, filled.kept, addresses.format_address(address))

@@ -47,6 +47,27 @@ def test_a_manifest_as_people_write_it_keeps_what_the_api_server_gave(base: Path
     assert any("cluster IP 10.96.0.1, node port 30080 of port 80" in note for note in document["notes"])
 
 
+def test_a_new_service_without_a_cluster_ip_is_told_of_with_one_that_is_free(base: Path, tmp_path: Path) -> None:
+    new = builders.service_manifest("new", cluster_ip="", type="NodePort", selector={"app": "new"})
+    slices = builders.slice_manifest("new", "10.180.0.7")
+    for manifests, does in (((new,), "refused, as no endpoint can be used"), ((new, slices), "served by 1 endpoint")):
+        done = netagent("whatif", "-f", change(tmp_path, *manifests), "--base", base, *ON_NODE, "-o", "json")
+        assert done.returncode == 1, done.stdout
+        document = json.loads(done.stdout)
+        assert [one["frontend"] for one in document["frontends"]] == ["10.111.255.254:80/tcp"]
+        assert document["frontends"][0]["after"]["does"] == does
+        assert any("10.111.255.254 stands for it here" in note for note in document["notes"])
+        assert any("gets node ports when it is applied" in note for note in document["notes"])
+
+
+def test_a_new_headless_service_is_nothing_on_a_node(base: Path, tmp_path: Path) -> None:
+    done = netagent(
+        "whatif", "-f", change(tmp_path, builders.service_manifest("new", cluster_ip="None")), "--base", base, *ON_NODE
+    )
+    assert done.returncode == 0, done.stdout
+    assert "has no cluster IP" in done.stdout
+
+
 def test_a_deleted_service_takes_its_frontends_along(base: Path) -> None:
     done = netagent("whatif", "--delete", "svc/default/web", "--base", base, *ON_NODE, "-o", "yaml")
     assert done.returncode == 1

@@ -164,5 +164,5 @@ def test_what_the_api_server_keeps_of_a_service_is_kept() -> None:
         "node port 30080 of port 80",
     )
     new = builders.service(cluster_ips=["10.96.0.9"], created="2025-01-01T00:00:00Z")
-    assert change.completed(new, None) == (new, ())
+    assert change.completed(new, None) == (new, (), "")
     assert change.completed(new, base).service.cluster_ips == new.cluster_ips
