@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import netagent
 from netagent import conntrack, errors, settings
@@ -30,7 +31,6 @@ from netagent.agent.local import serving
 from netagent.agent.metrics import collectors, connections, xtables
 from netagent.model import addresses
 from netagent.nftables import counters, netlink
-from netagent.plan import forwarding
 from netagent.source.api import events, pacing, recorder
 from netagent.source.api.connection import Connection
 from netagent.source.api.credentials import Access
@@ -40,10 +40,11 @@ from netagent.source.kinds import Kind
 log = logging.getLogger(__name__)
 
 
-def _connections(socket: netlink.NftablesSocket, desired: forwarding.Forwarding) -> Iterator[connections.ElementCount]:
+def _connections(socket: netlink.NftablesSocket, plan: planner.Planner) -> Iterator[connections.ElementCount]:
     """The connections of each frontend, with the Service port that has it."""
+    desired = plan.forwarding.frontends
     for key, count in counters.frontend_counts(socket):
-        frontend = desired.frontends.get(key)
+        frontend = desired.get(key)
         if frontend:
             yield connections.ElementCount(key, frontend.owner, key.family, count)
 
@@ -66,52 +67,19 @@ def agent(
     """
     pace = collector.CollectorPace()
     notifier = notify.Notifier(os.environ)
-    kinds = [str(kind) for kind in Kind]
-    families = [addresses.Family(family) for family in reconcile.planner.settings.families]
-    health = state.AgentHealth(families, sync_period_seconds=wanted.sync_period_seconds, sources=kinds)
-    started = time.time()
+    plan = reconcile.planner
+    families = [addresses.Family(family) for family in plan.settings.families]
+    health = state.AgentHealth(
+        families, sync_period_seconds=wanted.sync_period_seconds, sources=[str(kind) for kind in Kind]
+    )
     running: loop.Loop | None = None  # the servers answer before there is one
     with ExitStack() as stack:
-        read_connections = None
-        if wanted.service_metrics and wanted.mode is settings.Mode.NFTABLES:
-            # A socket of its own: it is read when somebody scrapes, in the thread of the metrics server.
-            counting = stack.enter_context(netlink.NftablesSocket())
-            read_connections = partial(_connections, counting, reconcile.planner.forwarding)
-        metrics = collectors.Metrics(
-            health,
-            mode=wanted.mode,
-            families=families,
-            sources=kinds,
-            read_connections=read_connections,
-            series_most=wanted.service_metrics_most,
-        )
-        server.raise_open_files_limit()
-        for_health, for_metrics = server.Server("health"), server.Server("metrics")
-        stack.callback(for_metrics.stop)
-        stack.callback(for_health.stop)
-        listening = servers.AgentServers(
-            health=for_health,
-            health_handler=pages.health_pages(health, answered=metrics.health_answered),
-            metrics=for_metrics,
-            metrics_handler=pages.metrics_pages(
-                exposition=metrics.exposition,
-                slis=metrics.slis,
-                configuration=lambda: reconcile.planner.settings,
-                status=lambda: pages.status_of(
-                    health.report(),
-                    version=netagent.__version__,
-                    started=started,
-                    mode=wanted.mode,
-                    node_name=node_name,
-                    unexpected_errors=running.unexpected_errors if running else {},
-                ),
-                flags=flags,
-            ),
-        )
-        service_checks = checks.ServiceHealthChecks(for_health, healthy=health.healthy)
+        metrics = _metrics(stack, plan, wanted, health)
+        about = _About(node_name, wanted.mode, time.time(), flags, lambda: running.unexpected_errors if running else {})
+        listening, service_checks = _servers(stack, plan, health, metrics, about)
         host = _host_addresses(stack)
         teller = telling.Telling(
-            reconcile.planner,
+            plan,
             agent=health,
             metrics=metrics,
             listening=listening,
@@ -120,35 +88,26 @@ def agent(
             local_addresses=_current(host),
         )
         watching = _Watching(
-            reconcile.planner, health=health, listening=listening, service_checks=service_checks, local=_current(host)
+            plan, health=health, listening=listening, service_checks=service_checks, local=_current(host)
         )
         connection = Connection(access)
-        events_out = recorder.EventRecorder(
-            connection, node_name=node_name, request_limit=pacing.RequestLimit(wanted.qps, wanted.burst)
-        )
+        limit = partial(pacing.RequestLimit, wanted.qps, wanted.burst)  # for lists, and for Events
+        events_out = recorder.EventRecorder(connection, node_name=node_name, request_limit=limit())
         metrics.count_events(lambda: events_out.counts)
         announcer = announcing.Announcing(
-            reconcile.planner,
+            plan,
             node_name=node_name,
             record=events_out.record,
             listen_failures=lambda: service_checks.failures,
         )
-        failures = listening.use(wanted)
-        announcer.servers_failed(failures)
-        for failure in failures:
-            log.warning("%s", failure)
-        if failures and wanted.bind_address_hard_fail:
-            raise errors.NetagentError(f"{failures[0]}; bindAddressHardFail ends the agent, the rules stay")
+        _listen(listening, wanted, announcer)
 
         def hear(drained: Iterable[events.Event]) -> None:
             teller.heard(drained)
             announcer.heard(drained)
 
         source = ApiSource(
-            connection,
-            node_name=node_name,
-            proxy_name=wanted.service_proxy_name or None,
-            request_limit=pacing.RequestLimit(wanted.qps, wanted.burst),
+            connection, node_name=node_name, proxy_name=wanted.service_proxy_name or None, request_limit=limit()
         )
         metrics.count_source(lambda: {str(kind): source.status(kind).counts for kind in source.kinds})
         feed = api_feed.ApiFeed(source, listen=hear)
@@ -159,25 +118,16 @@ def agent(
         )
         teller.count_quarantined(lambda: feed.quarantined)
         teller.ask_staleness(feed.staleness)
-
-        def listen(changed: settings.Settings) -> Sequence[servers.ServerFailure]:
-            failed = listening.use(changed)
-            announcer.servers_failed(failed)
-            return failed
-
-        def follow(changed: settings.Settings) -> None:
-            served = [addresses.Family(family) for family in changed.families]
-            health.use(served, sync_period_seconds=changed.sync_period_seconds)
-
-        again = reloading.Reloading(reconcile, read, configured=wanted.families, listen=listen, follow=follow)
-
-        def reload_and_tell() -> loop.Pace | None:
-            notifier.reloading()
-            try:
-                return again.reload()
-            finally:
-                teller.reloaded()
-
+        again = reloading.Reloading(
+            reconcile,
+            read,
+            configured=wanted.families,
+            listen=lambda changed: _moved(listening, changed, announcer),
+            follow=lambda changed: health.use(
+                [addresses.Family(family) for family in changed.families],
+                sync_period_seconds=changed.sync_period_seconds,
+            ),
+        )
         running = loop.Loop(
             feed,
             reconcile,
@@ -194,11 +144,99 @@ def agent(
                 chronicle,
                 *xtables.observers(reconcile.backend, metrics),
             ],
-            reload=reload_and_tell,
+            reload=lambda: _reloaded(again, notifier, teller),
             addresses=host,
         )
         yield running
         notifier.stopping()
+
+
+# The parts that others look at ----------------------------------------------------------------------------------
+
+
+class _About(NamedTuple):
+    """What of the process is shown on its pages. `unexpected`: how often what broke that should not."""
+
+    node_name: str
+    mode: settings.Mode
+    started: float
+    flags: Mapping[str, str]
+    unexpected: Callable[[], Mapping[str, int]]
+
+
+def _metrics(
+    stack: ExitStack, plan: planner.Planner, wanted: settings.Settings, health: state.AgentHealth
+) -> collectors.Metrics:
+    read_connections = None
+    if wanted.service_metrics and wanted.mode is settings.Mode.NFTABLES:
+        # A socket of its own: it is read when somebody scrapes, in the thread of the metrics server.
+        counting = stack.enter_context(netlink.NftablesSocket())
+        read_connections = partial(_connections, counting, plan)
+    return collectors.Metrics(
+        health,
+        mode=wanted.mode,
+        families=[addresses.Family(family) for family in plan.settings.families],
+        sources=[str(kind) for kind in Kind],
+        read_connections=read_connections,
+        series_most=wanted.service_metrics_most,
+    )
+
+
+def _servers(
+    stack: ExitStack, plan: planner.Planner, health: state.AgentHealth, metrics: collectors.Metrics, about: _About
+) -> tuple[servers.AgentServers, checks.ServiceHealthChecks]:
+    """The servers of the agent, which do not listen yet, and those of Services."""
+    server.raise_open_files_limit()
+    for_health, for_metrics = server.Server("health"), server.Server("metrics")
+    stack.callback(for_metrics.stop)
+    stack.callback(for_health.stop)
+    listening = servers.AgentServers(
+        health=for_health,
+        health_handler=pages.health_pages(health, answered=metrics.health_answered),
+        metrics=for_metrics,
+        metrics_handler=pages.metrics_pages(
+            exposition=metrics.exposition,
+            slis=metrics.slis,
+            configuration=lambda: plan.settings,
+            status=lambda: pages.status_of(
+                health.report(),
+                version=netagent.__version__,
+                started=about.started,
+                mode=about.mode,
+                node_name=about.node_name,
+                unexpected_errors=about.unexpected(),
+            ),
+            flags=about.flags,
+        ),
+    )
+    return listening, checks.ServiceHealthChecks(for_health, healthy=health.healthy)
+
+
+def _listen(listening: servers.AgentServers, wanted: settings.Settings, announcer: announcing.Announcing) -> None:
+    """Have the servers listen, for the first time; NetagentError if one cannot, under bindAddressHardFail."""
+    failures = _moved(listening, wanted, announcer)
+    for failure in failures:
+        log.warning("%s", failure)
+    if failures and wanted.bind_address_hard_fail:
+        raise errors.NetagentError(f"{failures[0]}; bindAddressHardFail ends the agent, the rules stay")
+
+
+def _moved(
+    listening: servers.AgentServers, wanted: settings.Settings, announcer: announcing.Announcing
+) -> Sequence[servers.ServerFailure]:
+    """Have the servers listen where the settings say, and tell on the Node which cannot."""
+    failures = listening.use(wanted)
+    announcer.servers_failed(failures)
+    return failures
+
+
+def _reloaded(again: reloading.Reloading, notifier: notify.Notifier, teller: telling.Telling) -> loop.Pace | None:
+    """Read the configuration again, and keep the service manager informed."""
+    notifier.reloading()
+    try:
+        return again.reload()
+    finally:
+        teller.reloaded()
 
 
 class _Watching(loop.Observer):
