@@ -120,7 +120,8 @@ class Arrivals:
             made.close()
             if error.errno == errno.EPERM:
                 raise errors.PrivilegeError(
-                    f"user {os.geteuid()} may not follow new connections: CAP_NET_ADMIN is needed in this namespace"
+                    f"user {os.geteuid()} may not follow new connections: CAP_NET_ADMIN is needed in this namespace "
+                    "(run as root, or give the capability)"
                 ) from error
             raise errors.UnsupportedError(
                 f"connection tracking does not tell of new connections ({error.strerror}): "

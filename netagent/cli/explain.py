@@ -211,7 +211,7 @@ def _of_kernel(seen: situation.Situation) -> Scene:
     held = situation.kernel(seen.settings)
     in_force = {family: table for family, table in held.tables.items() if table.exists and not table.dormant}
     if not in_force:
-        why = held.reason or "the kernel has no rules of netagent"
+        why = held.reason or "the kernel has no nftables rules of netagent (those of mode iptables tell no story)"
         raise errors.NoAgentError(f"there is nothing to look at: no agent runs here, no -f is given, and {why}")
     specs = layout.sets(affinity_clients=seen.settings.affinity_clients)
     made = kernel_world.world_of_kernel(

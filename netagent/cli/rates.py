@@ -131,6 +131,11 @@ class Meter:
         """How many Service ports there are."""
         return len({(dialled.owner, key.protocol) for key, dialled in self._dialled.items()})
 
+    @property
+    def services(self) -> set[objects.ServiceName]:
+        """The Services that have a port here."""
+        return {_Port(dialled.owner, key.protocol).service for key, dialled in self._dialled.items()}
+
     def rates(
         self, *, wanted: Callable[[objects.ServiceName], bool] = lambda service: True, sort: str = "connections"
     ) -> list[PortRate]:

@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
@@ -86,6 +86,8 @@ def top(
             if once:
                 gauge.measure(interval)
                 _print_lines(gauge, view)
+                if missing := view.missing(gauge.meter.services):
+                    raise errors.NetagentError(missing)
             elif sys.stdout.isatty():
                 _live(gauge, view, interval)
             else:
@@ -109,6 +111,12 @@ class _View(NamedTuple):
         if str(service) in self.names:
             return True
         return self.namespace in (None, service.namespace) and (not self.names or service.name in self.names)
+
+    def missing(self, services: Collection[objects.ServiceName]) -> str:
+        """What to say of names that no Service has; "" if there are none."""
+        alone = [(name, self._replace(names=(name,))) for name in self.names]
+        unknown = [name for name, view in alone if not any(map(view.wants, services))]
+        return f"no Service {', '.join(unknown)} has a port here" if unknown else ""
 
 
 # Measuring ------------------------------------------------------------------------------------------------------
@@ -272,7 +280,7 @@ def _print_lines(gauge: _Gauge, view: _View) -> None:
         options.say(remark)
     gauge.remarks.clear()
     rows = list(_lines(gauge, view))
-    if not rows:
+    if not rows and not view.names:
         options.say(f"no new connections to any of {gauge.meter.ports} Service ports")
     for line in tables.columns([_HEADINGS, *rows]):
         click.echo(line)
@@ -296,7 +304,7 @@ def _table(gauge: _Gauge, view: _View, *, rows: int) -> Table:
 
     moment = time.strftime("%H:%M:%S")
     title = f"{moment}  {gauge.meter.per_second:.1f} new connections/s to {gauge.meter.ports} Service ports"
-    note = "; ".join(gauge.remarks)
+    note = "; ".join(filter(None, (*gauge.remarks, view.missing(gauge.meter.services))))
     made = Table(
         title=Text(title),
         title_justify="left",

@@ -246,7 +246,7 @@ def _live(flows: Sequence[flow.Flow], *, count: int, seconds: float, every_packe
         if running.lost:
             options.say("the kernel told more than could be taken; some steps may be missing")
     if not told:
-        options.say("no such packet came by")
+        options.say(f"no such packet came by{'' if every_packet else '; of TCP only new connections count: open one'}")
     return told
 
 

@@ -32,9 +32,10 @@ def reason_of(world: World, missing: Missing) -> Reason:
         why=(
             f"no Service that is known here has the address {shown}, so netagent leaves such packets alone",
             *_perhaps_set_aside(world),
+            *_perhaps_anothers(world),
             *(() if world.facts else ("load balancer addresses with ipMode Proxy are left alone on purpose",)),
         ),
-        change=("kubectl get services -A -o wide", *_look_at_node(world)),
+        change=("kubectl get services -A -o wide", *_look_at_set_aside(world), *_look_at_node(world)),
     )
 
 
@@ -130,9 +131,12 @@ def port_hints(world: World, service: objects.Service, number: int, protocol: ad
     return tuple(dict.fromkeys(found))
 
 
+_LABEL = "service.kubernetes.io/service-proxy-name"
+
+
 def other_proxy(world: World, service: objects.Service) -> tuple[str, ...]:
     """Why a Service is not netagent's."""
-    label = "service.kubernetes.io/service-proxy-name"
+    label = _LABEL
     if service.proxy_name is not None:
         return (
             f"Service {service.key} has the label {label}={service.proxy_name}: it is another proxy's, and netagent "
@@ -255,10 +259,12 @@ def _unallocated(world: World, missing: Missing) -> Reason | None:
                     f"{shown} is in the range of cluster IPs ({prefix}), but no Service that is known here has it: "
                     "such packets lead nowhere, so they are dropped",
                     *_perhaps_set_aside(world),
+                    *_perhaps_anothers(world),
                 ),
                 change=(
                     "use the Service's name in place of an address: the Service may have been deleted, or made anew",
                     "kubectl get services -A -o wide",
+                    *_look_at_set_aside(world),
                 ),
             )
     return None
@@ -270,5 +276,23 @@ def _perhaps_set_aside(world: World) -> tuple[str, ...]:
     return (f"set aside, and perhaps the one: {remedies.listed(faults, 3)}",) if faults else ()
 
 
+def _perhaps_anothers(world: World) -> tuple[str, ...]:
+    """Services of other proxies, which an agent does not follow."""
+    if world.facts is not None or world.kernel_only or world.context.proxy_name is not None:
+        return ()
+    return (f"a Service with the label {_LABEL} is another proxy's, and unknown here",)
+
+
+def _look_at_set_aside(world: World) -> tuple[str, ...]:
+    """What shows the addresses of Services that are set aside."""
+    names = [one for one in world.set_aside if one.kind == "Service" and one.name and not one.kept]
+    if not names:
+        return ()
+    return (
+        "or correct what is set aside, if it asks for this address",
+        *(remedies.look_at_service(objects.ServiceName(one.namespace, one.name)) for one in names[:3]),
+    )
+
+
 def _look_at_node(world: World) -> tuple[str, ...]:
-    return () if world.node else (f"kubectl get node {world.context.name} -o yaml",)
+    return () if world.node or world.kernel_only else (f"kubectl get node {world.context.name} -o yaml",)

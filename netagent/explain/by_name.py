@@ -268,13 +268,19 @@ def _unknown(world: World, target: ServiceTarget, text: str) -> Story:
         return Story(target=text, headline=f"Service {name}", reason=reason)
     unread = [str(one) for one in world.set_aside if not one.kind or (one.kind == "Service" and not one.name)]
     why = [f"no Service {name} is known here", *_near(world, name)]
-    if world.slices_of(name):
-        why.append(f"there are {len(world.slices_of(name))} EndpointSlices of that name, but no Service")
+    slices = len(world.slices_of(name))
+    if slices:
+        counted = "is an EndpointSlice" if slices == 1 else f"are {slices} EndpointSlices"
+        why.append(f"there {counted} of that name, but no Service")
     if unread:
         why.append(f"it may be in what could not be read: {remedies.listed(unread, 3)}")
     if world.facts is None and world.context.proxy_name is None:
-        why.append("a Service with the label service.kubernetes.io/service-proxy-name would be unknown, too")
-    change = (f"kubectl -n {name.namespace} get services", "kubectl get services -A")
+        likely = "most likely it has" if slices else "it may have"
+        why.append(
+            f"{likely} the label service.kubernetes.io/service-proxy-name: it is another proxy's then, and netagent "
+            "does not follow it"
+        )
+    change = (f"kubectl -n {name.namespace} get services --show-labels", "kubectl get services -A")
     reason = Reason(cause=Cause.UNKNOWN_SERVICE, why=tuple(why), change=change)
     return Story(target=text, headline=f"Service {name}", reason=reason, known=False)
 

@@ -33,7 +33,7 @@ def elsewhere(world: World, missing: Missing) -> Reason | None:
     if local and accepted:
         return None
     if accepted:
-        why = f"{owner}, but {shown} is no address of this node ({world.context.name}) as far as is known"
+        why = f"{owner}, but {shown} is no address of this node{world.node_in_brackets} as far as is known"
     else:
         why = f"{owner}, but {shown} is not an address that accepts node ports"
     return Reason(
@@ -55,14 +55,19 @@ def _loopback_words(world: World) -> str:
 
 
 def _accepting_setting(world: World, family: addresses.Family) -> str:
-    if world.settings.node_ports_on_primary:
+    if world.settings.node_ports_on_primary and not world.kernel_only:
         return "the setting nodePortAddresses is primary: the Node's own address of each family alone"
     networks = remedies.networks(world.rules[family].node_port_prefixes)
-    return f"the setting nodePortAddresses lets addresses of this node in {networks} accept them"
+    who = "the rules let" if world.kernel_only else "the setting nodePortAddresses lets"
+    return f"{who} addresses of this node in {networks} accept them"
 
 
 def _node_unknown(world: World) -> tuple[str, ...]:
-    return () if world.node else (f"the Node object {world.context.name} is unknown, and with it its addresses",)
+    return (
+        ()
+        if world.node or world.kernel_only
+        else (f"the Node object {world.context.name} is unknown, and with it its addresses",)
+    )
 
 
 def answers(world: World, address: bytes) -> bool:

@@ -23,8 +23,7 @@ def why_not(world: World, source: Source, subject: Subject) -> Reason:
         return Reason(
             cause=Cause.INTERNAL_LOCAL,
             why=(
-                "internal policy Local uses endpoints of this node alone, and no usable one is on "
-                f"{world.context.name}",
+                f"internal policy Local uses endpoints of this node alone, and no usable one is on {world.this_node}",
                 *_elsewhere(world, subject),
                 "clients wait instead of being refused, as the Service is not gone",
             ),
@@ -34,7 +33,7 @@ def why_not(world: World, source: Source, subject: Subject) -> Reason:
         cause=Cause.EXTERNAL_LOCAL,
         why=(
             "external policy Local gives clients from elsewhere endpoints of this node alone, and no usable one is on "
-            f"{world.context.name}",
+            f"{world.this_node}",
             *_elsewhere(world, subject),
         ),
         change=remedies.local_policy(subject.name, internal=False, health_check_port=health),

@@ -110,11 +110,12 @@ def _why_these(world: World, source: Source, subject: Subject) -> tuple[str, ...
             )
         else:
             why.append(
-                f"external policy Local: clients from elsewhere get endpoints of this node ({world.context.name}) alone"
+                "external policy Local: clients from elsewhere get endpoints of this node"
+                f"{world.node_in_brackets} alone"
             )
             return tuple(why)
     elif frontend.endpoints_are_local:
-        why.append(f"internal policy Local: endpoints of this node ({world.context.name}) alone")
+        why.append(f"internal policy Local: endpoints of this node{world.node_in_brackets} alone")
         return tuple(why)
     if found and not found.ready and found.draining:
         why.append("no endpoint is ready, so those that terminate and still serve get the connections")

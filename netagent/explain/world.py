@@ -92,6 +92,16 @@ class World:
         """The families that are served."""
         return tuple(self.rules)
 
+    @property
+    def this_node(self) -> str:
+        """This node by its name, which rules alone do not tell."""
+        return "this node" if self.kernel_only else self.context.name
+
+    @property
+    def node_in_brackets(self) -> str:
+        """ " (NAME)", to be put behind the words "this node"; "" where the name is unknown."""
+        return "" if self.kernel_only else f" ({self.context.name})"
+
     def is_ours(self, service: objects.Service) -> bool:
         """Whether netagent is the proxy that the Service is for."""
         return service.proxy_name == self.context.proxy_name

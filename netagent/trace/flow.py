@@ -66,14 +66,19 @@ def of_service(
     source: bytes | None = None,
 ) -> tuple[Flow, ...]:
     """The flows to a Service (`namespace/name`, or with the name or number of a port: `namespace/name:port`), sorted.
+    A name alone is one of the namespace `default`.
 
     `served` are the frontends of this node, each with the Service port that owns it. Node ports are flows to every
     address of the node that is not a loopback one. ConfigError if there is no such Service or port.
     """
     name, _, port = text.partition(":")
+    name = name if "/" in name else f"default/{name}"
     owned = [(owner.partition(":")[2], key) for owner, key in served if owner.partition(":")[0] == name]
     if not owned:
-        raise errors.ConfigError(f"{text}: this node serves no Service of that name, and it is no address with a port")
+        raise errors.ConfigError(
+            f"{text}: this node serves no Service of that name, and it is no address with a port; `netagent explain "
+            f"{name}` tells why"
+        )
     chosen = [key for word, key in owned if not port or port in (word, str(key.port))]
     if not chosen:
         ports = ", ".join(sorted({word or str(key.port) for word, key in owned}))

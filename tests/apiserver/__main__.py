@@ -1,7 +1,7 @@
 """Serve manifests as an API server would, to try things by hand.
 
     python -m tests.apiserver --port 8001 examples/ &
-    netagent run --server http://127.0.0.1:8001
+    netagent run --master http://127.0.0.1:8001
 
 Commands are read from standard input: `apply FILE`, `delete KIND NAME [NAMESPACE]`, `compact`, `snapshot`, `restore`,
 `fault NAME [KEY=VALUE...]`, `end` (of all faults), `refuse`, `accept`, `requests`.

@@ -164,6 +164,10 @@ def test_the_kernel_alone_tells_a_story_and_says_that_it_is_alone() -> None:
     lonely = netagent("explain", "lonely")
     assert "REFUSED" in lonely.stdout
     assert netagent("explain", "nope").returncode == 1
+    elsewhere = netagent("explain", "198.51.100.9:30080", "--from", "node").stdout
+    assert "30080/tcp is the node port of default/web:http, but" in elsewhere
+    assert "the rules let addresses of this node in 192.0.2.1" in elsewhere
+    assert "Node object" not in elsewhere  # whose name rules do not tell
     kernel.nft("insert rule ip netagent services ip ttl 5 drop")
     assert "a rule there that netagent did not write" in netagent("explain", "lonely").stdout
 
@@ -172,6 +176,10 @@ def test_the_kernel_alone_tells_a_story_and_says_that_it_is_alone() -> None:
 def test_a_running_agent_is_asked_also_for_what_it_set_aside() -> None:
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "cluster.json").write_bytes(CLUSTER)
+        label = {"service.kubernetes.io/service-proxy-name": "cilium"}
+        foreign_service = builders.service_manifest("foreign", cluster_ip="10.96.0.9", labels=label)
+        others = builders.list_manifest(foreign_service, builders.slice_manifest("foreign", "10.180.0.9"))
+        (Path(directory) / "foreign.json").write_bytes(builders.as_json(others))
         agent = subprocess.Popen(
             [*NETAGENT, "-v", "run", "-f", directory, *ON_NODE, "--cluster-cidr", "10.180.0.0/16"],
             stderr=subprocess.PIPE,
@@ -189,6 +197,13 @@ def test_a_running_agent_is_asked_also_for_what_it_set_aside() -> None:
             broken = netagent("explain", "broken")
             assert broken.returncode == 0, broken.stderr
             assert "spec.clusterIPs[0]" in broken.stdout
+            by_address = netagent("explain", "10.96.0.77:80").stdout  # of which nobody can say whose it is
+            assert "perhaps the one: Service default/broken: spec.clusterIPs[0]" in by_address
+            assert "kubectl -n default get service broken -o yaml" in by_address
+            assert "service.kubernetes.io/service-proxy-name is another proxy's" in by_address
+            foreign = netagent("explain", "foreign").stdout
+            assert "there is an EndpointSlice of that name, but no Service" in foreign
+            assert "most likely it has the label service.kubernetes.io/service-proxy-name" in foreign
             changed = netagent("whatif", "--delete", "service/default/web")
             assert changed.returncode == 1, changed.stderr
             assert "- 10.96.0.1:80/tcp" in changed.stdout

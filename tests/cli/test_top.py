@@ -89,6 +89,14 @@ def test_a_namespace_without_connections_is_an_empty_table(tmp_path: Path) -> No
     assert "no new connections to any of 2 Service ports" in said.stderr
 
 
+@kernel.isolated
+def test_a_name_that_no_service_has_is_told_and_exit_code_1(tmp_path: Path) -> None:
+    _serve(tmp_path)
+    said = netagent("top", "--once", "--interval", "0.1", "nope", "web", "other/web")
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1] == "netagent: no Service nope, other/web has a port here"
+
+
 @pytest.mark.parametrize(
     ("names", "namespace", "shown"),
     [

@@ -50,11 +50,12 @@ def test_sender_and_target_are_of_one_family() -> None:
 def test_a_service_is_all_its_addresses_with_node_ports_at_those_of_the_node() -> None:
     flows = flow.of_service("default/web", SERVED, node_addresses=OWN)
     assert list(map(str, flows)) == ["10.96.0.10:80/tcp", "192.0.2.1:30080/tcp"]
+    assert flow.of_service("web", SERVED, node_addresses=OWN) == flows  # as the other commands take it
     assert flow.of_service("default/web:30080", SERVED, node_addresses=OWN) == flows[1:]
     assert list(map(str, flow.of_service("kube-system/dns:dns", SERVED, node_addresses=OWN))) == ["[fd00::53]:53/udp"]
 
 
-@pytest.mark.parametrize("text", ["default/other", "default/web:https", "web"])
+@pytest.mark.parametrize("text", ["default/other", "default/web:https", "other"])
 def test_a_service_or_port_that_is_not_served_is_refused(text: str) -> None:
     with pytest.raises(errors.ConfigError):
         flow.of_service(text, SERVED, node_addresses=OWN)
