@@ -11,6 +11,7 @@ import contextlib
 import logging
 import socket
 import threading
+import traceback
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -107,8 +108,10 @@ class Connection:
                 preload_content=False,
             )
         except (HTTPError, OSError, ValueError) as error:
-            raise TransportError(f"no answer from {host}: {_reason(error)}") from error
-        return HttpAnswer(response, host)
+            reason = _reason(error)
+            _let_go(error)
+            raise TransportError(f"no answer from {_shown(host)}: {reason}") from error
+        return HttpAnswer(response, _shown(host))
 
     def _prepared(self, request: Request) -> tuple[Any, str, str | None]:
         """Client, URL of the server and authorization for a request now."""
@@ -121,7 +124,7 @@ class Connection:
             try:
                 authorization = self._credentials.authorization()
             except (OSError, ValueError, self._credentials.package.ConfigException) as error:
-                raise TransportError(f"no credentials for {self.server}: {error}") from error
+                raise TransportError(f"no credentials for {_shown(self.server)}: {error}") from error
             renewed = before != (configuration.cert_file, configuration.key_file)  # an exec plugin's new certificate
             if renewed or request.fresh_connection:
                 self._client = self._new_client()
@@ -229,6 +232,26 @@ def _shut_down(connection: HTTPConnection) -> None:
         if isinstance(sock, socket.socket):
             # Of the plain socket also under TLS: SSLSocket.shutdown would take the TLS state from under the reader.
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _shown(url: str) -> str:
+    """The address of a server for messages, which may be anybody's to read: without user and password."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if separator else url
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold.
+
+    Those of urllib3 and the error refer to each other, so that a failed TLS handshake keeps its certificates, 0.8 MB,
+    until the collector comes by: before the first sync that is next to never, and hundreds of megabytes in an outage.
+    """
+    if error is None:
+        return
+    traceback.clear_frames(error.__traceback__)
+    _let_go(error.__context__)
+    if error.__cause__ is not error.__context__:
+        _let_go(error.__cause__)
 
 
 def _reason(error: BaseException) -> str:

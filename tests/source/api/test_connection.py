@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -384,3 +386,42 @@ def _base64(path: Path) -> str:
 def _made(directory: Path) -> Path:
     directory.mkdir()
     return directory
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_what_fails_again_and_again_leaves_nothing_for_the_collector(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        threading.Thread(target=_hang_up_on, args=(listening, 11), daemon=True).start()
+        with Connection(Access(server=f"{scheme}://127.0.0.1:{port}")) as connection:
+            assert _failure(connection)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    assert _failure(connection)
+                assert gc.collect() == 0
+            finally:
+                gc.enable()
+
+
+def test_messages_do_not_tell_the_password_of_an_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with Connection(Access(server=f"https://admin:secret@127.0.0.1:{port}")) as connection:
+        assert _failure(connection).startswith(f"no answer from https://127.0.0.1:{port}: ")
+
+
+def _failure(connection: Connection) -> str:
+    """What a request ends with. Not by pytest.raises, whose own notes are work for the collector."""
+    try:
+        connection.get(Request(path="/api/v1/nodes", silence_seconds=HANGS))
+    except TransportError as error:
+        return str(error)
+    return ""
+
+
+def _hang_up_on(listening: socket.socket, times: int) -> None:
+    for _ in range(times):
+        accepted, _ = listening.accept()
+        accepted.close()
