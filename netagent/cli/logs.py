@@ -43,6 +43,14 @@ def set_up(verbosity: int) -> None:
     root.propagate = False
 
 
+def end() -> None:
+    """Give up what cannot be written (a full disk): left to the interpreter, it would turn exit code 0 into 120."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
 def _shown(value: object) -> str:
     """A value: as it is if it can be told from what follows, else in quotation marks."""
     text = str(value)

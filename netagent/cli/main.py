@@ -182,6 +182,7 @@ def run(master: str | None, **given: Any) -> None:
             if hangups:
                 running.reload()
             running.run()
+    logs.end()
 
 
 def _until_it_runs() -> list[int]:

@@ -6,6 +6,7 @@ import http.server
 import os
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -89,6 +90,9 @@ def test_a_bundle_can_be_made_without_rights_and_says_what_is_missing(tmp_path: 
         "--bounding-set=-all",
         "--inh-caps=-all",
     ]
+    there = subprocess.run([*command, sys.executable, "-c", "import netagent"], capture_output=True, check=False)
+    if there.returncode:
+        pytest.skip("another user cannot read this tree")
     done = subprocess.run([*command, *NETAGENT, "bundle", "-o", "-"], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     target = tmp_path / "b.tar.gz"
