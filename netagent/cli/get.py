@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -225,7 +225,8 @@ def _complain(view: _View, wanted: _Wanted) -> None:
 # Printing ---------------------------------------------------------------------------------------------------
 
 
-def _print(view: _View, wanted: _Wanted, output: str, *, with_headings: bool) -> None:
+def _print(view: _View, wanted: _Wanted, output: str, *, with_headings: bool, beside: Iterable[Any] = ()) -> None:
+    """Print rows, in columns that suit the rows `beside` them, too."""
     match output:
         case "json" | "yaml":
             items = list(view.rows)
@@ -246,7 +247,8 @@ def _print(view: _View, wanted: _Wanted, output: str, *, with_headings: bool) ->
                 *(wide if output == "wide" else ()),
             ]
             cells = [[read(row) for _, read in shown] for row in view.rows]
-            tables.show([heading for heading, _ in shown], cells, with_headings=with_headings)
+            others = [[read(row) for _, read in shown] for row in beside]
+            tables.show([heading for heading, _ in shown], cells, with_headings=with_headings, beside=others)
 
 
 # Staying --------------------------------------------------------------------------------------------------------
@@ -271,7 +273,9 @@ def _watch(source: options.Source, wanted: _Wanted, output: str, *, with_heading
             for key in [key for key in shown if key not in current]:
                 options.say(f"gone: {printable(' '.join(map(str, key)))}")
             if changed:
-                _print(view._replace(rows=changed), wanted, output, with_headings=with_headings and not shown)
+                first = with_headings and not shown
+                beside = [*shown.values(), *view.rows]
+                _print(view._replace(rows=changed), wanted, output, with_headings=first, beside=beside)
                 sys.stdout.flush()
             shown = current
         time.sleep(_WATCH_SECONDS)

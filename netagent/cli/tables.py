@@ -21,13 +21,20 @@ NOTHING: Final = "-"
 _LIST: Final = re.compile(r",(?=\S)")
 
 
-def show(headings: Sequence[str], rows: Iterable[Sequence[object]], *, with_headings: bool = True) -> None:
-    """Print rows under headings, one line each, on standard output.
+def show(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    with_headings: bool = True,
+    beside: Iterable[Sequence[object]] = (),
+) -> None:
+    """Print rows under headings, one line each, on standard output; as wide as if `beside` were among them.
 
     Numbers are set to the right, None and "" are a dash. On a terminal that is too narrow lists have a line for each
     item; a pipe gets whole lines of columns with two blanks or more between them, however long.
     """
     cells = [[cell(value) for value in row] for row in rows]
+    others = [[cell(value) for value in row] for row in beside]
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -36,9 +43,14 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[object]], *, with_head
             cells = [[_LIST.sub(",\n", text) for text in row] for row in cells]
         # What is too wide all the same is the terminal's to break, as with kubectl.
         console.width = max(console.width, _width(headings, cells))
-        console.print(table(headings, cells, with_headings=with_headings))
+        made = table(headings, cells, with_headings=with_headings)
+        if others:  # which stand under the headings of an earlier table
+            for column, *texts in zip(made.columns, headings, *others, strict=True):
+                column.min_width = max(map(len, texts))
+        console.print(made)
         return
-    lines = columns([list(headings), *cells] if with_headings else cells)
+    top = [list(headings)] if with_headings or others else []
+    lines = columns([*top, *cells, *others])[0 if with_headings else len(top) : len(top) + len(cells)]
     click.echo("".join(f"{line}\n" for line in lines), nl=False)
 
 

@@ -319,16 +319,21 @@ def _notes(world: World, service: objects.Service) -> Iterator[str]:
         yield "no load balancer address is served: status.loadBalancer.ingress has none yet, or none of ipMode VIP"
     if service.health_check_node_port:
         yield f"load balancers ask port {service.health_check_node_port} of each node whether it has a local endpoint"
-    for one_aside in world.set_aside:
-        mine = (one_aside.kind, one_aside.namespace, one_aside.name) == ("Service", *name)
-        if mine or refusals.is_slice_of(one_aside.kind, one_aside.namespace, one_aside.name, name):
-            kept = "; an older version is in use" if one_aside.kept else ""
-            yield f"set aside: {one_aside}{kept}"
+    yield from set_aside_of(world, name)
     for noted in world.noted:
         if (noted.kind, noted.namespace, noted.name) == ("Service", *name) or refusals.is_slice_of(
             noted.kind, noted.namespace, noted.name, name
         ):
             yield f"{noted.kind} {noted.namespace}/{noted.name}: {noted.field}: {noted.reason}"
+
+
+def set_aside_of(world: World, name: objects.ServiceName) -> Iterator[str]:
+    """What of a Service that is served otherwise cannot be used."""
+    for one in world.set_aside:
+        mine = (one.kind, one.namespace, one.name) == ("Service", *name)
+        if mine or refusals.is_slice_of(one.kind, one.namespace, one.name, name):
+            kept = "; an older version is in use" if one.kept else ""
+            yield f"set aside: {one}{kept}"
 
 
 def _without_family(service: objects.Service) -> Iterator[str]:

@@ -34,7 +34,9 @@ def _of_address(world: World, target: AddressTarget, text: str, client: Client |
     found = list(_parts(world, missing, client))
     if found:
         headline = "" if len(found) == 1 else f"{text}: {len(found)} ports are served"
-        return Story(target=text, headline=headline, parts=tuple(found))
+        owners = {part.frontend.owner.owner for part in found if part.frontend}
+        notes = tuple(note for name in sorted(owners) for note in by_name.set_aside_of(world, name))
+        return Story(target=text, headline=headline, parts=tuple(found), notes=notes)
     reason = absent.reason_of(world, missing)
     known = reason.cause is not Cause.NOBODYS_ADDRESS
     if missing.port is None:

@@ -266,15 +266,19 @@ def test_watch_prints_what_changes_and_nothing_else(directory: Path) -> None:
         )
         try:
             assert following.stdout is not None
-            first = [following.stdout.readline().split()[:3] for _ in range(3)]
-            assert first == [
+            lines = [following.stdout.readline() for _ in range(3)]
+            assert [line.split()[:3] for line in lines] == [
                 ["NAME", "PORT", "ENDPOINT"],
                 ["web", "-", "10.180.0.1:8080/TCP"],
                 ["web", "-", "10.180.0.2:8080/TCP"],
             ]
             more = builders.slice_manifest("web", "10.180.0.1", "10.180.0.2", "10.180.0.3")
             (directory / "all.json").write_bytes(_listed(WEB, more, NODE, DNS))
-            assert following.stdout.readline().split()[:3] == ["web", "-", "10.180.0.3:8080/TCP"]
+            changed = following.stdout.readline()
+            assert changed.split()[:3] == ["web", "-", "10.180.0.3:8080/TCP"]
+            assert [changed.index(word) for word in ("10.180", "ready", "yes")] == [
+                lines[0].index(word) for word in ("ENDPOINT", "STATE", "USED")
+            ]
         finally:
             following.kill()
             following.wait()

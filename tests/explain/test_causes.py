@@ -425,6 +425,16 @@ def test_a_kept_version_of_a_service_is_explained_with_what_is_wrong_with_the_ne
     assert "spec.ports[0].port: 70000 is not a port; an older version is in use" in text_of(told)
 
 
+@pytest.mark.parametrize("target", ["web", "10.96.0.1:80"])
+def test_a_slice_that_is_set_aside_is_named_also_where_others_serve(target: str) -> None:
+    aside = SetAside("EndpointSlice", "default", "web-xyz12", "endpoints[0].addresses[0]", "'x' is not an IP address")
+    told = story_of(
+        world_of(builders.service(), builders.endpoint_slice("web", "10.180.0.1"), set_aside=[aside]), target
+    )
+    assert tale_fates(told) == {Fate.SERVED}
+    assert "set aside: EndpointSlice default/web-xyz12: endpoints[0].addresses[0]" in text_of(told)
+
+
 def tale_fates(told: Any) -> set[Fate]:
     return {one.fate for part in told.parts for one in part.tales}
 
