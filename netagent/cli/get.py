@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import time
@@ -116,7 +117,8 @@ def get(
         return
     if source.path == "-":
         raise errors.ConfigError("-w follows the agent, the kernel, or files; not standard input")
-    _watch(source, wanted, output, with_headings=not no_headers)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+        _watch(source, wanted, output, with_headings=not no_headers)
 
 
 class _View(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -279,6 +280,8 @@ def test_watch_prints_what_changes_and_nothing_else(directory: Path) -> None:
             assert [changed.index(word) for word in ("10.180", "ready", "yes")] == [
                 lines[0].index(word) for word in ("ENDPOINT", "STATE", "USED")
             ]
+            following.send_signal(signal.SIGINT)
+            assert following.wait(patience.HANGS) == 0
         finally:
             following.kill()
             following.wait()

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from netagent import errors
-from netagent.agent.local import client
+from netagent.agent.local import answers, client, documents
 from tests import builders, kernel, patience
 from tests.agent import live_agent
 from tests.apiserver import ApiServer
@@ -158,6 +158,25 @@ def test_on_a_cluster_every_kind_is_a_source_with_its_age_and_health_is_what_hea
         patience.until(lambda: not _healthy())
         troubles = json.loads(netagent("status", "-o", "json").stdout)["agent"]["troubles"]
         assert all("cannot be followed" in trouble for trouble in troubles)
+
+
+def test_kinds_that_have_the_same_trouble_are_told_of_together() -> None:
+    refused = "no answer from https://192.0.2.1: refused; what was last known stays"
+    found = (
+        documents.Source(name="Node", in_sync=True, age=9, error=f"cannot follow Node: {refused}"),
+        documents.Source(name="Service", in_sync=True, age=9, error=f"cannot follow Service: {refused}"),
+        documents.Source(name="EndpointSlice", in_sync=False, error="cannot follow EndpointSlice: 403"),
+        documents.Source(name="ServiceCIDR", in_sync=False),
+        documents.Source(name="healthy", in_sync=True, age=1),
+    )
+    status = documents.Status(
+        version="", pid=1, started="", mode="", node_name="", families=(), in_sync=True, since="", sources=found
+    )
+    assert answers.troubles_of(status) == (
+        f"Node, Service cannot be followed: {refused}",
+        "EndpointSlice is not in sync: 403",
+        "ServiceCIDR is not in sync: the first list is not complete",
+    )
 
 
 # Other users ----------------------------------------------------------------------------------------------------

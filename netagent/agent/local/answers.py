@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -137,11 +137,7 @@ def troubles_of(status: documents.Status) -> tuple[str, ...]:
             found.append(f"the kernel is behind: an update has waited for {status.pending:.1f} s")
         elif not (failure and failure.in_a_row):
             found.append("nothing has been synced yet")
-    for source in status.sources:
-        if not source.in_sync:
-            found.append(f"{source.name} is not in sync: {source.error or 'its first list is not complete'}")
-        elif source.error:
-            found.append(f"{source.name} cannot be followed: {source.error}")
+    found += _of_sources(status.sources)
     for table in status.tables:
         if not table.present:
             found.append(f"table {table.family} {table.name} is not in the kernel")
@@ -151,6 +147,18 @@ def troubles_of(status: documents.Status) -> tuple[str, ...]:
         if not status.health.sound:
             found.append("something breaks again and again: see the log")
     return tuple(found)
+
+
+def _of_sources(all_sources: Iterable[documents.Source]) -> Iterator[str]:
+    """What is wrong with sources; those that have the same trouble are told of together."""
+    alike: dict[tuple[bool, str], list[str]] = {}
+    for source in all_sources:
+        reason = (source.error or "").removeprefix(f"cannot follow {source.name}: ")
+        if reason or not source.in_sync:
+            alike.setdefault((source.in_sync, reason), []).append(source.name)
+    for (in_sync, reason), names in alike.items():
+        verb = "cannot be followed" if in_sync else "are not in sync" if names[1:] else "is not in sync"
+        yield f"{', '.join(names)} {verb}: {reason or 'the first list is not complete'}"
 
 
 def _health(report: state.Report) -> documents.Health:
