@@ -116,7 +116,9 @@ class Reconciler:
         self.refusals.committed()
         self.drift.repaired()
         refused = self.refusals.keys
-        changes = tuple(change for change in self._uncommitted if change.key not in refused)
+        changes = tuple(self._uncommitted)
+        if refused:
+            changes = tuple(change for change in changes if change.key not in refused)
         stale = (*withdrawn, *conntrack.stale_flow_rules(changes, self._protocols))
         planned, repaired, self._drift = self._planned, self._drift, 0
         self._uncommitted = [change for change in self._uncommitted if change.key in refused] if refused else []

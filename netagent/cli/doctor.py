@@ -35,14 +35,7 @@ if TYPE_CHECKING:
     help="The kernel's engine; ipvs is served by nftables.  [default: what the configuration says]",
 )
 @click.option("-a", "--all", "everything", is_flag=True, help="Tell also what is well, and what is only worth knowing.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="text: for people; json and yaml have everything, also what is well.",
-)
+@options.output(help="text: for people; json and yaml have everything, also what is well.")
 @ending.ending()
 def doctor(config_path: str | None, mode: str | None, everything: bool, output: str) -> None:
     """Look for what keeps this host from serving Services well.

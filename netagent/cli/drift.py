@@ -19,14 +19,7 @@ _LINES: Final = 5
 
 
 @click.command()
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="For people, or all of it for programs.",
-)
+@options.output(help="For people, or all of it for programs.")
 @click.option("--all-lines", is_flag=True, help=f"All that is known of each change, not {_LINES} lines.")
 @ending.ending()
 def drift(output: str, all_lines: bool) -> None:

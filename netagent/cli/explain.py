@@ -41,14 +41,7 @@ class Scene(NamedTuple):
 )
 @click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of a bare Service name.")
 @click.option("--rules", is_flag=True, help="Add each rule and element that the packet meets, as nft spells them.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="text is for people; json and yaml are stable.",
-)
+@options.output(help="text is for people; json and yaml are stable.")
 @options.looking
 @ending.ending()
 def explain(target: str, client: str | None, namespace: str, rules: bool, output: str, **given: Any) -> None:

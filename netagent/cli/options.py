@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -127,6 +127,12 @@ def _with_options(command: Command, *, path_required: bool) -> Command:
     ):
         decorated = decorate(decorated)
     return decorated  # type: ignore[no-any-return]
+
+
+def output(*, help: str, choices: Sequence[str] = ("text", "json", "yaml")) -> Callable[[Command], Command]:
+    """Add -o: the first of the `choices` is the default."""
+    kind = click.Choice(choices)
+    return click.option("-o", "--output", type=kind, default=choices[0], show_default=True, help=help)
 
 
 def source_of(

@@ -12,7 +12,7 @@ import click
 
 import netagent
 from netagent import errors, settings
-from netagent.cli import ending, situation, tables
+from netagent.cli import ending, options, situation, tables
 from netagent.escaping import printable
 from netagent.model import addresses
 
@@ -34,14 +34,7 @@ class _Line(NamedTuple):
 
 
 @click.command()
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="One screen for people, or all of it for programs.",
-)
+@options.output(help="One screen for people, or all of it for programs.")
 @ending.ending()
 def status(output: str) -> None:
     """Tell how the agent is: sources, syncs, tables, drift, quarantine.

@@ -44,14 +44,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --live: of TCP connections every packet, not the first one only (the others do not come by our rules).",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json with --live: an object a line, one for each packet.",
-)
+@options.output(help="json with --live: an object a line, one for each packet.", choices=("text", "json"))
 @options.looking
 @ending.ending()
 def trace(

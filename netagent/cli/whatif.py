@@ -49,14 +49,7 @@ class Wanted(NamedTuple):
     multiple=True,
     help="An object that would go: service/shop/web, endpointslice/shop/web-1, node/worker-a; may be repeated.",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json", "yaml"]),
-    default="text",
-    show_default=True,
-    help="text is for people; json and yaml are stable.",
-)
+@options.output(help="text is for people; json and yaml are stable.")
 @options.looking
 @ending.ending(differs=8)
 def whatif(base: str | None, deleted: tuple[str, ...], output: str, **given: Any) -> None:

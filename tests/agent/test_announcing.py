@@ -361,7 +361,7 @@ def test_every_reason_of_an_event_is_in_the_manual() -> None:
     reasons = {topic.reason for topic in (*topics, *announcing._SERVERS.values())}
     manual = (Path(__file__).parents[2] / "docs" / "operating.md").read_text()
     section = manual.split("\n## Events\n")[1].split("\n## ")[0]
-    assert {name for name in re.findall(r"`([A-Z]\w+)`", section)} == reasons
+    assert set(re.findall(r"`([A-Z]\w+)`", section)) == reasons
 
 
 def test_a_service_that_the_kernel_refuses_has_an_event_until_it_is_taken(world: World) -> None:
