@@ -19,7 +19,7 @@ import click
 
 import netagent
 from netagent import errors, settings
-from netagent.cli import ending, lazy, logs, options, progress
+from netagent.cli import ending, lazy, logs, options, planning, progress
 
 # Who is told to end takes no longer. What is left then would be waiting for others.
 _END_SECONDS: Final = 0.8
@@ -358,24 +358,13 @@ def version() -> None:
 
 
 def _planned(source: options.Source) -> planner.Planner:
-    """A plan of the source's objects; what is wrong with them is said, and fatal under --strict."""
-    from netagent.agent import planner, reporting
-    from netagent.source import manifests
-
-    assert source.path is not None
-    gc.disable()  # one pass over everything, and then the process ends: nothing would be collected
-    reading = manifests.read(source.path)
-    reporting.SourceReporter().report(reading)
-    if source.strict and reading.quarantined:
-        raise errors.QuarantineError(f"{len(reading.quarantined)} objects had to be set aside; nothing was done")
-    if not reading.objects and (reading.quarantined or source.path == manifests.STDIN):
-        # An empty answer of a failed kubectl must not be taken for a cluster without Services.
-        raise errors.SourceError(f"{source.path}: there is no usable object at all; nothing was done")
-    plan = planner.Planner(source.wanted, node_name=source.node_name)
-    plan.store.replace(reading.objects)
-    if plan.store.node is None:
-        options.say(f"there is no Node {source.node_name!r} among the manifests: what depends on it is unknown")
-    return plan
+    """A plan of the source's manifests, for one pass over everything: then the process ends, and nothing would be
+    collected."""
+    gc.disable()
+    found = planning.planned(source)
+    for remark in found.remarks:
+        options.say(remark)
+    return found.planner
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from netagent import errors, settings
-from netagent.cli import options
+from netagent.cli import options, planning
 from netagent.model import addresses, objects
 from netagent.plan import frontends
 
@@ -82,25 +82,13 @@ def _target(services: Iterable[objects.ServiceName] | None) -> str:
 
 
 def _of_files(source: options.Source) -> Situation:
-    from netagent.agent import planner, reporting
     from netagent.source import manifests
     from netagent.source.kinds import Kind
 
-    assert source.path is not None
     with _without_collector():
         stdin = sys.stdin.buffer.read() if source.path == manifests.STDIN else b""
-        reading = manifests.read(source.path, stdin=io.BytesIO(stdin))
-        reporting.SourceReporter().report(reading)
-        if source.strict and reading.quarantined:
-            raise errors.QuarantineError(f"{len(reading.quarantined)} objects had to be set aside; nothing was done")
-        if not reading.objects and (reading.quarantined or source.path == manifests.STDIN):
-            raise errors.SourceError(f"{source.path}: there is no usable object at all; nothing was done")
-        plan = planner.Planner(source.wanted, node_name=source.node_name)
-        plan.store.replace(reading.objects)
+        plan, reading, remarks = planning.planned(source, stdin=io.BytesIO(stdin))
         plan.replan()
-    remarks: tuple[str, ...] = ()
-    if plan.store.node is None:
-        remarks = (f"there is no Node {source.node_name!r} among the manifests: what depends on it is unknown",)
     files = {reading.origins[key] for key in reading.origins if key[0] is Kind.SERVICE}
     return Situation(Origin.FILES, plan, source.wanted, source.node_name, remarks, tuple(sorted(files)), stdin)
 
