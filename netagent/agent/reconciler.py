@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 from netagent import conntrack, errors, processes, settings
 from netagent.agent import backends, drift, planner, refusals
 from netagent.model import addresses, objects
+from netagent.plan import frontends
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Reconciler:
         if replanned.rules is not None:
             self.backend.set_rules(replanned.rules)
         self.backend.update((change.key for change in replanned.changes), self.planner.forwarding.frontends)
-        self._uncommitted += replanned.changes
+        self._uncommitted = _merged(self._uncommitted, replanned.changes)
         changed = replanned.planned if replanned.planned is not None else self.refusals.reasons
         self.refusals.retry(self.backend, self.planner.forwarding.frontends, changed=changed)
         if replanned.planned is None:
@@ -182,6 +183,20 @@ class Reconciler:
             if key.protocol in self._protocols and not (frontend and frontend.serving_endpoints):
                 stale.append(conntrack.StaleFlows(key, frozenset()))
         return stale
+
+
+def _merged(
+    left: list[conntrack.FrontendChange], new: Sequence[conntrack.FrontendChange]
+) -> list[conntrack.FrontendChange]:
+    """Changes that the kernel does not have yet, and those that come now: one for each key as soon as some were left,
+    from what the kernel has to what is planned. What is refused for hours, and changes all the time, does not grow."""
+    if not left:
+        return list(new)
+    merged: dict[frontends.FrontendKey, conntrack.FrontendChange] = {}
+    for change in (*left, *new):
+        first = merged.get(change.key)
+        merged[change.key] = change._replace(before=first.before) if first else change
+    return list(merged.values())
 
 
 def stale_flow_protocols(wanted: settings.Settings) -> frozenset[addresses.Protocol]:

@@ -134,3 +134,19 @@ def test_after_an_unexpected_error_everything_is_tried_anew(world: World) -> Non
         world.reconciler.sync()
     assert world.reconciler.sync().refused == {}
     assert len(world.kernel.held) == 2
+
+
+def test_a_refused_service_that_changes_all_the_time_is_remembered_as_one_change(world: World) -> None:
+    world.reconciler.sync()
+    world.kernel.cannot_take.add(WEB_KEY)
+    for number in range(50):
+        world.has("web", "10.96.0.1", f"10.180.1.{number}")
+        assert world.reconciler.sync().refused.keys() == {WEB}
+    assert len(world.reconciler._uncommitted) == 1
+    world.kernel.cannot_take.clear()
+    world.has("web", "10.96.0.1", "10.180.2.1")
+    (change,) = world.reconciler.sync().changes
+    assert change.before is not None
+    assert change.after is not None
+    assert change.before.endpoints == (addresses.endpoint_key(addresses.parse_address("10.180.0.1"), 8080),)
+    assert change.after.endpoints == (addresses.endpoint_key(addresses.parse_address("10.180.2.1"), 8080),)
